@@ -1,0 +1,224 @@
+"""Reading and writing networks: the only place that touches protobuf and files.
+
+A `Model` wraps an `onnx_ir.Model`. Weights in external files stay on disk until they are looked at. Everything that
+ONNX can say (metadata, functions, subgraphs, opset imports, ir_version) survives a round trip unchanged;
+`sparse_initializer`, which onnx-ir drops, is made dense on load and noted in `Model.notes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from spa.errors import ModelError, UsageError
+
+PROTOBUF_LIMIT = 2**31 - 1  # bytes: larger models keep their weights in a file beside them
+INLINE_LIMIT = 1024  # bytes: smaller tensors stay in the .onnx file, so that shapes can be read without the data
+
+
+@dataclass(eq=False)
+class Model:
+    """A network: its graph in `onnx_ir`, the file it came from, and what was noticed while reading it."""
+
+    graph_ir: ir.Model
+    source: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ir(self) -> ir.Model:
+        return self.graph_ir
+
+    @property
+    def name(self) -> str:
+        """The file's stem, or the graph's name where it never was a file."""
+        return self.source.stem if self.source else (self.graph_ir.graph.name or "model")
+
+    def clone(self) -> Model:
+        """An independent copy of the graph; tensors are shared until they are replaced."""
+        return Model(self.graph_ir.clone(), self.source, list(self.notes))
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The whole network with all its weights in one message (under 2 GB)."""
+        return ir.to_proto(ir.external_data.load_to_model(self.graph_ir.clone()))
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write to `path` atomically; weights go to `<name>.data` beside it where the input had external data or
+        the message would pass 2 GB. Raises `UsageError` when the file exists and `force` is not given."""
+        return save(self, Path(path), force=force)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file it came from; of the serialised graph where there is none."""
+        if self.source is None:
+            return hashlib.sha256(self.to_proto().SerializeToString(deterministic=True)).hexdigest()
+        with self.source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def inspect(self) -> Any:
+        """Parameters, multiply-accumulates, bytes and peak activation memory (`spa.cost.Cost`)."""
+        from spa.cost import inspect
+
+        return inspect(self)
+
+
+def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
+    """Read a network from a file or a message.
+
+    Raises `ModelError` for a file that is missing, truncated, not ONNX or invalid, and for external data that is
+    missing, too short or outside the model's folder.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, onnx.ModelProto):
+        return _from_proto(source, None)
+    path = Path(source)
+    if not path.is_file():
+        raise ModelError(f"no such file: {path}", hint="check the path" if not path.is_dir() else "name the .onnx file in this folder")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"{path} is not a readable ONNX file ({path.stat().st_size} bytes): {_first_line(error)}",
+            hint="is the download complete? A Git LFS pointer? Export the network again",
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    return _from_proto(proto, path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _from_proto(proto: onnx.ModelProto, path: Path | None) -> Model:
+    where = str(path or proto.graph.name)
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError("the file holds no ONNX graph", where, "export the network again")
+    if not proto.opset_import:
+        raise ModelError("the model names no operator set (opset_import is empty)", where, "export the network again")
+    notes = [_densify(t, proto) for t in list(proto.graph.sparse_initializer)]
+    del proto.graph.sparse_initializer[:]
+    if path is not None:
+        _check_external(proto, path)
+    try:
+        graph = ir.from_proto(proto)
+    except Exception as error:  # onnx-ir raises many kinds; each means that the message contradicts itself
+        raise ModelError(f"the ONNX graph is invalid: {_first_line(error)}", where, "onnx.checker.check_model shows more") from None
+    if path is not None:
+        ir.external_data.set_base_dir(graph.graph, path.parent)
+    _check_edges(graph, where)
+    return Model(graph, path, notes)
+
+
+def _check_edges(model: ir.Model, where: str) -> None:
+    """Every value that is read must be written by someone."""
+    known = {id(v) for v in model.graph.inputs} | {id(v) for v in model.graph.initializers.values()}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        known.update(id(v) for v in node.outputs)
+        for attr in node.attributes.values():
+            graphs = [attr.value] if attr.type == ir.AttributeType.GRAPH else attr.value if attr.type == ir.AttributeType.GRAPHS else []
+            for graph in graphs:
+                known.update(id(v) for v in [*graph.inputs, *graph.initializers.values()])
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for v in node.inputs:
+            if v is not None and id(v) not in known:
+                raise ModelError(f"the tensor '{v.name}' is read but never produced", f"{where}, node '{node.name}' ({node.op_type})")
+    for v in model.graph.outputs:
+        if id(v) not in known:
+            raise ModelError(f"the graph output '{v.name}' is never produced", where)
+
+
+def _densify(sparse: onnx.SparseTensorProto, proto: onnx.ModelProto) -> str:
+    """Move a sparse initializer into the dense ones; COO indices are [nnz] flat or [nnz, rank]."""
+    values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
+    return f"sparse initializer '{sparse.values.name}' ({values.size} of {dense.size} entries) was made dense"
+
+
+def _check_external(proto: onnx.ModelProto, path: Path) -> None:
+    root = path.parent.resolve()
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entry = {e.key: e.value for e in tensor.external_data}
+        target = (root / entry.get("location", "")).resolve()
+        where = f"{path}, tensor '{tensor.name}'"
+        if not target.is_relative_to(root):
+            raise ModelError(f"external data outside the model's folder: {entry.get('location')}", where, "move the data beside the model")
+        if not target.is_file():
+            raise ModelError(f"external data file is missing: {entry.get('location')}", where, "copy it beside the model")
+        need = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+        if target.stat().st_size < need:
+            raise ModelError(f"external data file is too short: {target.name} has {target.stat().st_size} bytes, {need} needed", where)
+
+
+def save(model: Model, path: Path, *, force: bool = False) -> Path:
+    """See `Model.save`. The data file, where there is one, is in place before the model that names it."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists", hint="--force to replace it, or another -o")
+    graph = model.graph_ir
+    tensors = [t for t in _tensors(graph) if t is not None]
+    external = any(isinstance(t, ir.ExternalTensor) for t in tensors) or sum(t.nbytes for t in tensors) > PROTOBUF_LIMIT // 2
+    if not external:
+        data = ir.to_proto(graph).SerializeToString(deterministic=True)
+        write_atomic(path, lambda tmp: tmp.write_bytes(data))
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        digest = _tensor_digest(tensors)
+        side = f"{path.stem}.{digest}.data"  # named by content: an older model beside it keeps its own data
+        ir.save(graph.clone(), stage / path.name, external_data=side, size_threshold_bytes=INLINE_LIMIT)
+        if (stage / side).exists():
+            (stage / side).replace(path.parent / side)
+        (stage / path.name).replace(path)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return path
+
+
+def _tensor_digest(tensors: list[ir.TensorProtocol]) -> str:
+    digest = hashlib.sha256()
+    for t in tensors:
+        digest.update(f"{t.name}{t.dtype}{t.shape}".encode())
+        digest.update(t.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _tensors(model: ir.Model) -> list[ir.TensorProtocol | None]:
+    found: list[ir.TensorProtocol | None] = [v.const_value for v in model.graph.initializers.values()]
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for attr in node.attributes.values():
+            if attr.type == ir.AttributeType.GRAPH:
+                found += [v.const_value for v in attr.as_graph().initializers.values()]
+    return found
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on a temporary name in the same folder and rename it into place; on any failure nothing remains."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    tmp = Path(name)
+    try:
+        write(tmp)
+        tmp.chmod(0o644)
+        tmp.replace(path)
+    finally:
+        tmp.unlink(missing_ok=True)
