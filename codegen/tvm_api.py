@@ -1,0 +1,432 @@
+"""Everything that is asked of TVM, in one place: import a network, reduce it to planned calls, emit an object file.
+
+Tried with Apache TVM 0.27. What leaves this module is plain data, or TVM's but handed back unopened.
+
+How an object gets a plain C interface: the kernels run through TVM's usual TIR passes up to the one that would wrap
+them in packed functions; there `_plain` turns buffers into raw pointers instead, `_lift_scratch` every allocation into
+an offset from one more pointer, and what is left needs nothing but libm and memcpy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from spa.codegen.program import Call, Program, Ref, Tensor
+from spa.codegen.target import Target
+from spa.errors import MissingTool, Unsupported
+
+try:
+    import tvm
+    import tvm_ffi
+    from tvm import relax, s_tir, tirx
+    from tvm.relax.expr_functor import PyExprMutator, mutator
+    from tvm.relax.frontend.onnx import onnx_frontend
+except ImportError as error:
+    raise MissingTool("TVM is not installed", hint="pip install 'spa-onnx[codegen]'") from error
+
+STACK_BYTES = 1024  # allocations of this size or more leave the stack (TVM would ask its runtime for them)
+
+PrimFunc = Any  # tirx.PrimFunc: TVM ships no types
+Converter = Callable[[Any, Sequence[Any], dict[str, Any], Any], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program and the TIR of its kernels."""
+
+    program: Program
+    kernels: dict[str, PrimFunc]
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object file, and for each kernel the scratch bytes its last pointer must have."""
+
+    data: bytes
+    scratch: dict[str, int]
+
+
+def imported_ops() -> frozenset[str]:
+    """ONNX op types that the frontend can import. It never looks at a node's domain: the caller must."""
+    return frozenset(onnx_frontend._get_convert_map()) | {"Constant"}
+
+
+# ---------------------------------------------------------------------------------------------- import
+
+
+class _Override:
+    """A converter in the form the frontend expects: `get_converter(opset)` gives the function."""
+
+    def __init__(self, function: Converter) -> None:
+        self.function = function
+
+    def get_converter(self, opset: int) -> Converter:
+        return self.function
+
+
+def _clip(bb: Any, inputs: Sequence[Any], attr: dict[str, Any], params: Any) -> Any:
+    """Clip with constant bounds as immediates; the frontend's own loads and checks both bounds for every element."""
+    dtype = str(inputs[0].ty.dtype)
+    low, high = (inputs[i] if len(inputs) > i else None for i in (1, 2))
+    if not all(b is None or isinstance(b, tvm.ir.GenericConst) for b in (low, high)):
+        return onnx_frontend.Clip._impl_v13(bb, [*inputs, None, None][:3], attr, params)
+    info = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
+    bounds = [
+        info.min if low is None else low.value.numpy().item(),
+        info.max if high is None else high.value.numpy().item(),
+    ]
+    low_value, high_value = (default if b != b else b for b, default in zip(bounds, (info.min, info.max), strict=True))
+    return relax.op.minimum(relax.op.maximum(inputs[0], relax.const(low_value, dtype)), relax.const(high_value, dtype))
+
+
+OVERRIDES: dict[str, Converter] = {"Clip": _clip}
+
+
+@contextlib.contextmanager
+def _converters(extra: dict[str, Converter]) -> Iterator[None]:
+    original = onnx_frontend._get_convert_map
+    table = {**original(), **{name: _Override(function) for name, function in {**OVERRIDES, **extra}.items()}}
+    onnx_frontend._get_convert_map = lambda: table
+    try:
+        yield
+    finally:
+        onnx_frontend._get_convert_map = original
+
+
+def _call_kernel(kernel: PrimFunc, name: str, dtype: str, shape: tuple[int, ...]) -> Converter:
+    def convert(bb: Any, inputs: Sequence[Any], attr: dict[str, Any], params: Any) -> Any:
+        var = bb.add_func(kernel, name)
+        return bb.emit(relax.call_tir(var, list(inputs), relax.TensorType(shape, dtype)))
+
+    return convert
+
+
+def import_onnx(model: onnx.ModelProto, kernels: dict[str, tuple[PrimFunc, Tensor]]) -> Any:
+    """The Relax module of a model with static shapes. Nodes whose op type is a key of `kernels` become calls of that
+    kernel (their inputs in order, then the output tensor). Raises `Unsupported` where the frontend gives up."""
+    said = io.StringIO()
+    extra = {op: _call_kernel(f, op, out.dtype, out.shape) for op, (f, out) in kernels.items()}
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), _converters(extra):
+            warnings.simplefilter("ignore")
+            return onnx_frontend.from_onnx(model, keep_params_in_input=False)
+    except Exception as error:  # the frontend raises every kind there is
+        first = next(
+            (line for line in said.getvalue().splitlines() if line.startswith("Error converting operator")), ""
+        )
+        where = first.removeprefix("Error converting operator ").split(", with inputs")[0]
+        raise Unsupported(
+            f"TVM cannot import the network: {_first_line(error)}",
+            where and f"an operator {where}",
+            "simplify or replace this operator",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
+
+
+# ------------------------------------------------------------------------------------- planned calls
+
+
+def _fold_table() -> dict[str, Callable[..., Any]]:
+    """Relax ops that only move constants around: folded here in numpy, where TVM would compile a kernel for each."""
+
+    def reshape(call: Any, x: Any) -> Any:
+        return x.reshape([int(d) for d in call.ty.shape.values])
+
+    def permute(call: Any, x: Any) -> Any:
+        axes = call.attrs.axes
+        return x.transpose(None if axes is None else [int(a) for a in axes])
+
+    def broadcast(call: Any, x: Any) -> Any:
+        return np.broadcast_to(x, [int(d) for d in call.ty.shape.values])
+
+    def astype(call: Any, x: Any) -> Any:
+        return x.astype(str(call.ty.dtype))
+
+    return {
+        "relax.reshape": reshape,
+        "relax.expand_dims": reshape,
+        "relax.squeeze": reshape,
+        "relax.flatten": reshape,
+        "relax.permute_dims": permute,
+        "relax.broadcast_to": broadcast,
+        "relax.astype": astype,
+    }
+
+
+FOLDED = _fold_table()
+
+
+@mutator
+class _FoldMoves(PyExprMutator):  # type: ignore[misc]
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        fold = FOLDED.get(getattr(call.op, "name", ""))
+        source = (
+            self.lookup_binding(call.args[0])
+            if fold and isinstance(call.args[0], relax.Var)
+            else call.args[0]
+            if fold
+            else None
+        )
+        if fold is None or not isinstance(source, tvm.ir.GenericConst):
+            return call
+        return relax.const(np.ascontiguousarray(fold(call, source.value.numpy())))
+
+
+@tvm.transform.module_pass(opt_level=0, name="FoldMoves")  # type: ignore[untyped-decorator]
+def _fold_moves(module: Any, context: Any) -> Any:
+    folder = _FoldMoves(module)
+    folder.builder_.update_func(module.get_global_var("main"), folder.visit_expr(module["main"]))
+    return folder.builder_.get()
+
+
+def lower(module: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], target: Target) -> Lowered:
+    """Relax module -> fused kernels and the calls that make up `main`. Raises `Unsupported` for control flow, for
+    shapes known only at run time, and for ops that need the TVM runtime."""
+    p = relax.transform
+    passes = [
+        *(
+            p.DecomposeOpsForInference(),
+            p.CanonicalizeBindings(),
+            _fold_moves,
+            p.DeadCodeElimination(),
+            p.LegalizeOps(),
+        ),
+        *(p.AnnotateTIROpPattern(), p.FoldConstant(), p.FuseOps(), p.FuseTIR(), p.DeadCodeElimination()),
+        *(p.RewriteDataflowReshape(), p.ToNonDataflow(), p.RemovePurityChecking(), p.CallTIRRewrite()),
+    ]
+    try:
+        with _target(target):
+            module = tvm.transform.Sequential(passes)(module)
+    except Exception as error:
+        raise Unsupported(f"TVM cannot lower the network: {_first_line(error)}") from error
+    program = _walk(module["main"], tuple(inputs), tuple(outputs))
+    used = {call.kernel for call in program.calls}
+    kernels = {var.name_hint: f for var, f in module.functions.items() if var.name_hint in used}
+    for name, kernel in kernels.items():
+        _check_alone(name, kernel)
+    return Lowered(program, kernels)
+
+
+def _check_alone(name: str, kernel: PrimFunc) -> None:
+    """Sorting and the like call back into TVM's library: those cannot run alone."""
+    found: list[str] = []
+
+    def look(call: Any) -> None:
+        op = getattr(call.op, "name", "")
+        if op.startswith(("tirx.tvm_call_packed", "tirx.tvm_call_cpacked")):
+            found.append(str(call.args[0]))
+
+    tvm_ffi.structural_walk(kernel.body, (tvm.ir.Call, look))
+    if found:
+        raise Unsupported(
+            "an operator needs TVM's own library at run time", f"kernel {name}, {found[0]}", "replace this operator"
+        )
+
+
+def _walk(main: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Program:
+    where: dict[Any, Any] = {param: Ref("input", i) for i, param in enumerate(main.params)}
+    values: list[int] = []
+    consts: list[np.ndarray[Any, Any]] = []
+    const_index: dict[Any, int] = {}
+    calls: list[Call] = []
+
+    def resolve(expr: Any) -> Any:
+        if isinstance(expr, relax.Var):
+            return where[expr]
+        if isinstance(expr, tvm.ir.GenericConst):
+            if expr not in const_index:
+                const_index[expr] = len(consts)
+                consts.append(expr.value.numpy())
+            return Ref("const", const_index[expr])
+        if isinstance(expr, relax.Tuple):
+            return [resolve(field) for field in expr.fields]
+        if isinstance(expr, relax.TupleGetItem):
+            return resolve(expr.tuple_value)[expr.index]
+        raise Unsupported(
+            f"a value known only at run time: {_text(expr)}", hint="fix the shapes; control flow cannot be compiled"
+        )
+
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if not isinstance(value, relax.Call):
+                where[binding.var] = [] if _is_unit(value) else resolve(value)
+                continue
+            if isinstance(value.op, tvm.ir.GlobalVar):
+                flat: list[Ref] = []
+                for arg in value.args:
+                    ref = resolve(arg)
+                    flat += ref if isinstance(ref, list) else [ref]
+                calls.append(Call(value.op.name_hint, tuple(flat)))
+                continue
+            name = getattr(value.op, "name", "")
+            if name == "relax.builtin.alloc_tensor":
+                where[binding.var] = Ref("value", len(values))
+                values.append(_nbytes(binding.var.ty))
+            elif name in ("relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"):
+                where[binding.var] = resolve(value.args[0])
+            elif name in ("relax.memory.kill_storage", "relax.memory.kill_tensor"):
+                continue
+            else:
+                raise Unsupported(
+                    f"'{name or _text(value)}' cannot run alone",
+                    hint="it needs shapes or values known only at run time",
+                )
+    result = resolve(main.body.body)
+    results = tuple(result) if isinstance(result, list) else (result,)
+    return Program(inputs, outputs, tuple(values), tuple(consts), tuple(calls), results)
+
+
+def _is_unit(value: Any) -> bool:
+    return isinstance(value, relax.Tuple) and not value.fields
+
+
+def _text(value: Any) -> str:
+    return (str(value).splitlines() or [""])[0][:120]
+
+
+def _nbytes(ty: Any) -> int:
+    dims = getattr(ty.shape, "values", None)
+    if dims is None or not all(isinstance(d, (int, tirx.IntImm)) for d in dims):
+        raise Unsupported(f"a shape known only at run time: {_text(ty)}", hint="fix the shapes of the inputs")
+    dtype = tvm.DataType(str(ty.dtype))
+    return math.prod(int(d) for d in dims) * (int(dtype.bits) * int(dtype.lanes) + 7) // 8
+
+
+# ---------------------------------------------------------------------------------------------- emit
+
+
+def _target(target: Target) -> Any:
+    record: dict[str, Any] = {"kind": "llvm", "mtriple": target.triple}
+    if target.cpu:
+        record["mcpu"] = target.cpu
+    if target.features:
+        record["mattr"] = list(target.features)
+    if target.is_wasm:
+        record["vector-width"] = 32 * target.lanes  # else TVM warns that it has to guess
+    return tvm.target.Target(record)
+
+
+def _serial(body: Any) -> Any:
+    """Parallel loops as serial ones: there is no thread pool to run them."""
+
+    def rewrite(loop: Any) -> Any:
+        if loop.kind != tirx.ForKind.PARALLEL:
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    return tvm_ffi.structural_map(body, (tirx.For, rewrite))
+
+
+def _plain(module: Any) -> Any:
+    """Buffer parameters -> raw pointers, return int32: what MakePackedAPI does, without its calling convention."""
+    plain = {}
+    for var, f in module.functions.items():
+        params, declarations = [], []
+        for param in f.params:
+            if tirx.is_buffer_var(param):
+                pointer = tirx.Var(param.name + "_ptr", tirx.buffer_data_pointer_type(param))
+                params.append(pointer)
+                declarations.append(tirx.DeclBuffer(param, data=pointer))
+            else:
+                params.append(param)
+        body = _serial(f.body)
+        for key, value in (("device_type", 1), ("device_id", 0)):  # LowerTVMBuiltin asks for both
+            body = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.IntImm("int32", value), body)
+        body = tirx.SeqStmt([*declarations, body, tirx.Return(tirx.IntImm("int32", 0))])
+        plain[var] = tirx.PrimFunc(params, body, tvm.ir.PrimType("int32"), f.attrs)
+    return tvm.IRModule(plain, attrs=module.attrs)
+
+
+def _lift_scratch(f: PrimFunc) -> tuple[PrimFunc, int]:
+    """Allocations -> offsets from one more pointer argument, so that the object needs no allocator."""
+    scratch = tirx.Var("scratch", tvm.ir.PointerType(tvm.ir.PrimType("uint8")))
+    top = 0
+
+    def rewrite(statement: Any) -> Any:
+        nonlocal top
+        buffer = statement.buffer
+        size = math.prod(int(d) for d in buffer.shape) * ((buffer.dtype.bits * buffer.dtype.lanes + 7) // 8)
+        if buffer.scope() == "global" and size < STACK_BYTES:
+            return statement
+        offset, top = top, (top + size + 63) // 64 * 64
+        pointer = tirx.reinterpret(tirx.buffer_data_pointer_type(buffer), tirx.handle_add_byte_offset(scratch, offset))
+        return tirx.DeclBuffer(buffer, data=pointer)
+
+    body = tvm_ffi.structural_map(f.body, (tirx.AllocBuffer, rewrite))
+    return tirx.PrimFunc([*f.params, scratch], body, f.ret_type, f.attrs), top
+
+
+def _pipeline(scratch: dict[str, int]) -> Any:
+    """TVM's TIR passes up to its packed calling convention, then our own; fills `scratch`."""
+    s, x = s_tir.transform, tirx.transform
+    before = [
+        *(
+            s.CanonicalizeLoop(),
+            s.LowerCrossThreadReduction(),
+            s.LowerInitBlock(),
+            s.PlanAndUpdateBufferAllocationLocation(),
+        ),
+        *(s.ConvertBlocksToOpaque(), s.CompactBufferAllocation(), s.LowerMatchBuffer(), x.StmtSimplify()),
+        *(
+            s.AnnotateIrregularLoop(),
+            s.LowerOpaqueBlock(),
+            x.FlattenBuffer(),
+            x.BF16ComputeLegalize(),
+            x.NarrowDataType(32),
+        ),
+        *(s.LoopPartition(), x.VectorizeLoop(True), x.StorageRewrite(), s.HoistIfThenElse(), x.UnrollLoop()),
+        *(
+            s.RenormalizeSplitPattern(),
+            x.StmtSimplify(),
+            x.RemoveNoOp(),
+            s.RewriteUnsafeSelect(),
+            x.CommonSubexprElim(),
+        ),
+        *(x.FP8ComputeLegalize(), x.VerifyMemory()),
+    ]
+
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
+    def plain(module: Any, context: Any) -> Any:
+        module = tvm.transform.Sequential(before)(module)
+        module = tvm.transform.Sequential([x.FP8StorageLegalize(), x.BF16StorageLegalize()])(_plain(module))
+        lifted = {}
+        for var, f in module.functions.items():
+            lifted[var], scratch[var.name_hint] = _lift_scratch(f)
+        return tvm.IRModule(lifted, attrs=module.attrs)
+
+    host = tvm.transform.Sequential([x.LowerTVMBuiltin(), x.LowerIntrin()])
+    return plain, lambda: host, lambda: tvm.transform.Sequential([x.LowerIntrin()])
+
+
+def emit(lowered: Lowered, target: Target, symbols: dict[str, str], directory: Path) -> Object:
+    """Compile the kernels to one object; `symbols` gives the C name of each. Each takes its pointers in order and one
+    more to its scratch, and returns 0. `directory` holds the file while it is written."""
+    if not lowered.kernels:
+        return Object(b"", {})
+    scratch: dict[str, int] = {}
+    tirx.register_tir_pipeline("spa", lambda: _pipeline(scratch))
+    module = tvm.IRModule({name: f.with_attr("global_symbol", symbols[name]) for name, f in lowered.kernels.items()})
+    path = directory / "kernels.o"
+    try:
+        with tvm.target.Target({"kind": "llvm"}):
+            library = tirx.build(module, target=_target(target), pipeline="spa")
+        library.write_to_file(str(path), "o")
+    except Exception as error:
+        raise Unsupported(f"TVM cannot generate code for {target.name}: {_first_line(error)}") from error
+    return Object(path.read_bytes(), scratch)

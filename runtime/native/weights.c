@@ -1,0 +1,3 @@
+__attribute__((aligned($alignment), visibility("hidden"))) const unsigned char $weights[] = {
+#embed "weights.bin"
+};

@@ -1,0 +1,32 @@
+// Drives a network's ES module for spa: node node.mjs MODULE_URL FOLDER, then one command per line on stdin.
+//   run    read FOLDER/inputs (dense, one behind the other), run, write FOLDER/outputs
+//   step   run once more on the same inputs
+// Each is answered by one line of JSON with the milliseconds of the run itself.
+import { readFileSync, writeFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+
+const [url, folder] = process.argv.slice(2);
+const { load, inputs, outputs } = await import(url);
+const net = await load();
+
+function timed() {
+  const begin = performance.now();
+  net.step();
+  return performance.now() - begin;
+}
+
+const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+
+for await (const line of createInterface({ input: process.stdin })) {
+  if (line === "run") {
+    const given = readFileSync(folder + "/inputs");
+    let at = 0;
+    for (const t of inputs) {
+      bytes(net.input(t.name)).set(given.subarray(at, at + t.bytes));
+      at += t.bytes;
+    }
+  }
+  const ms = timed();
+  if (line === "run") writeFileSync(folder + "/outputs", Buffer.concat(outputs.map((t) => bytes(net.output(t.name)))));
+  process.stdout.write(JSON.stringify({ ms }) + "\n");
+}

@@ -1,0 +1,98 @@
+"""spa compile"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from spa.errors import UsageError
+
+
+def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """`NAME:1,3,224,224` (a name may contain colons). Raises `UsageError`.
+
+    >>> parse_shapes(("x:1,3", "a:0:2"))
+    {'x': (1, 3), 'a:0': (2,)}
+    """
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.rpartition(":")
+        try:
+            shape = tuple(int(d) for d in dims.split(",")) if dims else ()
+        except ValueError:
+            shape = (0,)
+        if not name or any(d < 1 for d in shape):
+            raise UsageError(f"not a shape: '{text}'", hint="--shape input:1,3,224,224")
+        shapes[name] = shape
+    return shapes
+
+
+@click.command("compile")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    default=("host",),
+    show_default=True,
+    help="host, arm or wasm; may be repeated.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle [default: MODEL.spa beside the model].",
+)
+@click.option("--shape", "shapes", multiple=True, metavar="NAME:1,3,224,224", help="Fix the shape of an input.")
+@click.option(
+    "--host-level", metavar="LEVEL", help="x86-64-v2, -v3 or -v4 for the host [default: what this machine has]."
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--no-cache", is_flag=True, help="Compile even if the same was compiled before.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def compile(
+    model: Path,
+    targets: tuple[str, ...],
+    out: Path | None,
+    shapes: tuple[str, ...],
+    host_level: str | None,
+    force: bool,
+    no_cache: bool,
+    as_json: bool,
+) -> None:
+    """Compile MODEL into a bundle: a library that stands alone for each target."""
+    from spa.codegen import bundle as bundles
+
+    begin = time.perf_counter()
+    out = out or model.with_suffix(".spa")
+    built = bundles.compile(model, targets, out, parse_shapes(shapes), host_level, force=force, use_cache=not no_cache)
+    seconds = round(time.perf_counter() - begin, 3)
+    rows = {
+        name: {
+            "path": str(out / name),
+            "bytes": (out / name / facts["library"]).stat().st_size,
+            "code_bytes": facts["code_bytes"],
+        }
+        | {"weight_bytes": facts["weight_bytes"], "arena_bytes": facts["arena_bytes"]}
+        for name, facts in built.manifest["targets"].items()
+    }
+    if as_json:
+        click.echo(
+            json.dumps({"schema": 1, "input": str(model), "output": str(out), "targets": rows, "seconds": seconds})
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("target", "library")
+    for column in ("bytes", "code", "weights", "arena"):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        numbers = (f"{row[k]:,}" for k in ("bytes", "code_bytes", "weight_bytes", "arena_bytes"))
+        table.add_row(name, built.manifest["targets"][name]["library"], *numbers)
+    Console().print(table)
+    click.echo(f"{out}: {seconds:.1f} s", err=True)

@@ -1,0 +1,82 @@
+"""spa run"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from spa.errors import UsageError
+
+
+@click.command("run")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--target", help="Which target of the bundle [default: the only one, or host].")
+@click.option(
+    "--input", "source", type=click.Path(path_type=Path), required=True, metavar="X.npz", help="Arrays by input name."
+)
+@click.option(
+    "-o", "--output", "sink", type=click.Path(path_type=Path), metavar="Y.npz", help="Write the outputs there."
+)
+@click.option("--engine", type=click.Choice(["native", "qemu", "wasmtime", "node"]), help="What runs it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def run(bundle: Path, target: str | None, source: Path, sink: Path | None, engine: str | None, as_json: bool) -> None:
+    """Run BUNDLE once on the arrays of an .npz file."""
+    import numpy as np
+
+    from spa.runtime.load import target_of
+    from spa.runtime.run import open_engine
+
+    loaded = target_of(bundle, target)
+    feeds = _read(source)
+    running = open_engine(loaded, engine)
+    try:
+        begin = time.perf_counter()
+        outputs = running.run(feeds)
+        seconds = time.perf_counter() - begin
+    finally:
+        running.close()
+    if sink is not None:
+        stage = sink.with_name(f".{sink.name}.tmp.npz")
+        try:
+            np.savez(stage, **outputs)  # type: ignore[arg-type]  # numpy takes the keyword allow_pickle for an array
+            stage.replace(sink)
+        finally:
+            stage.unlink(missing_ok=True)
+    rows = [
+        {"name": k, "dtype": str(v.dtype), "shape": list(v.shape), "min": float(v.min()), "max": float(v.max())}
+        for k, v in outputs.items()
+    ]
+    if as_json:
+        result = {
+            "schema": 1,
+            "target": loaded.name,
+            "outputs": rows,
+            "path": str(sink) if sink else None,
+            "seconds": round(seconds, 6),
+        }
+        click.echo(json.dumps(result))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("output", "dtype", "shape", "min", "max")
+    for row in rows:
+        table.add_row(str(row["name"]), str(row["dtype"]), str(row["shape"]), f"{row['min']:.6g}", f"{row['max']:.6g}")
+    Console().print(table)
+
+
+def _read(path: Path) -> dict[str, object]:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not hasattr(archive, "files"):
+                raise UsageError(f"{path} holds one array without a name", hint="numpy.savez(path, input=array)")
+            return {name: archive[name] for name in archive.files}
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{path} is no readable .npz file: {error}", hint="numpy.savez(path, input=array)") from error
