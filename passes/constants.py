@@ -30,6 +30,7 @@ from spa.passes.edit import Array, constant, is_onnx
 NEVER = {
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"),
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    "Identity",  # a second copy of a weight; it is taken out of the way instead
 }
 # the shape of the result depends on data, but the result has at most rank x input elements
 BOUNDED = {"NonZero", "Compress", "Unique"}
@@ -174,7 +175,7 @@ def _run(wave: list[ir.Node], model: ir.Model, types: dict[str, ir.DataType]) ->
     return {node: [found[v.name] if v.name else np.empty(0) for v in node.outputs] for node in wave}
 
 
-def infer_types(model: ir.Model) -> tuple[dict[str, ir.Shape], dict[str, ir.DataType]]:
+def infer(model: ir.Model) -> tuple[dict[str, ir.Shape], dict[str, ir.DataType]]:
     """Shapes and types by value name, derived from the inputs and constants alone. No weight is read."""
     scratch = model.clone()
     for node in edit.nodes(scratch):

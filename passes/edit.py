@@ -33,9 +33,27 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     node = value.producer()
     if node is None or not is_onnx(node, "Constant"):
         return None
-    if any(a.is_ref() for a in node.attributes.values()) or "sparse_value" in node.attributes:
-        return None
-    return ir.convenience.get_const_tensor(value)
+    return constant_tensor(node)
+
+
+def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    """What a Constant node holds (`ir.convenience.get_const_tensor` would rename the tensor, which may be shared)."""
+    for name, attr in node.attributes.items():
+        if attr.is_ref():
+            return None
+        if name == "value":
+            return attr.as_tensor()
+        if name in _CONSTANT_TYPES:
+            return ir.tensor(attr.value, dtype=_CONSTANT_TYPES[name])
+    return None  # sparse_value
+
+
+_CONSTANT_TYPES = {
+    "value_int": ir.DataType.INT64,
+    "value_ints": ir.DataType.INT64,
+    "value_float": ir.DataType.FLOAT,
+    "value_floats": ir.DataType.FLOAT,
+}
 
 
 def is_private(value: ir.Value) -> bool:
@@ -113,12 +131,17 @@ def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
 
 
 def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The same contents under a name; the tensor itself may be shared with the model that was given, so it stays."""
     if tensor.name == name:
         return tensor
-    if isinstance(tensor, ir.StringTensor | ir.Tensor) or tensor.name is None:
-        tensor.name = name
-        return tensor
-    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=_shape(tensor), name=name)
+    if tensor.dtype == ir.DataType.STRING:
+        return ir.StringTensor(tensor.numpy(), shape=_shape(tensor), name=name)
+    return ir.LazyTensor(
+        lambda: ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name),
+        dtype=tensor.dtype,
+        shape=_shape(tensor),
+        name=name,
+    )
 
 
 def set_constant(value: ir.Value, array: Array) -> None:

@@ -50,10 +50,14 @@ class Fold:
         declined: list[tuple[str, str]] = []
         for _ in range(ROUNDS):
             before = counts.total()
+            shapes, types = constants.infer(graph)
             if self.constants:
-                counts.update(_fold_constants(graph, self.max_bytes))
+                chains, reshapes = fold_shapes(graph, shapes)
+                counts["lifted"] += constants.lift_constants(graph)
+                counts["reshapes"] += reshapes
+                counts["constants"] += chains + constants.fold_constants(graph, self.max_bytes, types)
             if self.identities:
-                counts["identities"] += remove_identities(graph)
+                counts["identities"] += remove_identities(graph, types)
             if self.batchnorm:
                 folded, declined = fold_batchnorm(graph)
                 counts["batchnorm"] += folded
@@ -65,21 +69,13 @@ class Fold:
         return Result(Model(graph, model.source, list(model.notes)), facts=facts)
 
 
-def _fold_constants(graph: ir.Model, max_bytes: int) -> dict[str, int]:
-    lifted = constants.lift_constants(graph)
-    shapes, types = constants.infer_types(graph)
-    chains, reshapes = fold_shapes(graph, shapes)
-    values = constants.fold_constants(graph, max_bytes, types)
-    return {"lifted": lifted, "constants": chains + values, "reshapes": reshapes}
-
-
-def remove_identities(graph: ir.Model) -> int:
-    """Take nodes out that pass their first operand on unchanged."""
+def remove_identities(graph: ir.Model, types: dict[str, ir.DataType]) -> int:
+    """Take nodes out that pass their first operand on unchanged; `types` are those inferred, by value name."""
     removed = 0
     opset = graph.opset_imports.get("", 1)
     for node in list(edit.nodes(graph)):
         source = node.inputs[0] if node.inputs else None
-        if source is None or not _passes_on(node, source, opset) or not edit.bypass(node.outputs[0], source):
+        if source is None or not _passes_on(node, source, opset, types) or not edit.bypass(node.outputs[0], source):
             continue
         assert node.graph is not None
         node.graph.remove(node, safe=True)
@@ -87,13 +83,13 @@ def remove_identities(graph: ir.Model) -> int:
     return removed
 
 
-def _passes_on(node: ir.Node, source: ir.Value, opset: int) -> bool:
+def _passes_on(node: ir.Node, source: ir.Value, opset: int, types: dict[str, ir.DataType]) -> bool:
     if is_onnx(node, "Identity"):
         return True
     if is_onnx(node, "Concat", "Sum", "Max", "Min", "Mean"):
         return len(node.inputs) == 1
     if is_onnx(node, "Cast"):
-        return source.dtype is not None and attribute(node, "to") == source.dtype.value
+        return source.name in types and attribute(node, "to") == types[source.name].value
     if is_onnx(node, "Transpose"):
         order = attribute(node, "perm")
         return order is not None and list(order) == sorted(order)
