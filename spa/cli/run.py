@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from spa.errors import UsageError
+
+if TYPE_CHECKING:
+    from spa.runtime.tensor import Array
 
 
 @click.command("run")
@@ -68,7 +72,7 @@ def run(bundle: Path, target: str | None, source: Path, sink: Path | None, engin
     Console().print(table)
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, Array]:
     import numpy as np
 
     try:

@@ -1,0 +1,97 @@
+"""Slice: take removed channels out of every tensor, and let attributes and shape constants follow."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from spa.coupling import Coupling
+from spa.coupling.analysis import Mask
+from spa.coupling.edit import Edit
+from spa.coupling.rules import table
+from spa.shapes import SHAPE_OPS
+
+
+def slice_channels(coupling: Coupling, gone: dict[int, Mask]) -> dict[str, list[object]]:
+    """Cut `coupling.model` in place. `gone[dim]` marks the indices to remove. Returns the shape constants, indices and
+    the like that changed: name -> [before, after]."""
+    edit = Edit(coupling, gone)
+    tainted = size_dependent(edit)
+    for op in coupling.ops:
+        computed = all(v in coupling.shapes.known for v in op.outputs) and bool(op.inputs)
+        if computed and not edit.changed(op):
+            continue  # a part of a shape chain: its readers get constants, it falls away
+        rule = table().get((op.node.domain if op.node.domain != "ai.onnx" else "", op.kind))
+        stale = [i for i, v in enumerate(op.inputs) if v in tainted]
+        for i in stale:
+            known = op.known(i)
+            if known is not None:
+                edit.connect(op, i, edit.constant(op.node, f"{op.out.name}_was{i}", known))
+        if rule is not None and rule.repair is not None and (stale or edit.changed(op)):
+            rule.repair(op, edit)
+    for value in coupling.constants:
+        cut_constant(edit, value)
+    for value, shape in coupling.shapes.shape.items():
+        if value.shape is not None and shape is not None and len(shape) == len(value.shape):
+            refresh_shape(edit, value, shape)
+    drop_dead(coupling.model.ir)
+    return edit.constants
+
+
+def size_dependent(edit: Edit) -> set[ir.Value]:
+    """Values computed from the size of an axis that shrinks."""
+    found: set[ir.Value] = set()
+    known = edit.coupling.shapes.known
+    for op in edit.coupling.ops:
+        shrinks = op.kind in SHAPE_OPS and op.node.domain == "" and edit.changed(op)
+        if shrinks or any(v in found for v in op.inputs if v is not None):
+            found.update(v for v in op.outputs if v in known)
+    return found
+
+
+def cut_constant(edit: Edit, value: ir.Value) -> None:
+    shape = edit.coupling.shapes.shape[value] or ()
+    keep = {a: k for a in range(len(shape)) if (k := edit.kept((value, a))) is not None}
+    if not keep:
+        return
+    node = value.producer()
+    tensor = node.attributes["value"].as_tensor() if node is not None else value.const_value
+    assert tensor is not None
+    left = ir.Shape([int(keep[a].sum()) if a in keep else n for a, n in enumerate(shape)])
+
+    def read(tensor: ir.TensorProtocol = tensor) -> ir.Tensor:
+        array = tensor.numpy()
+        for axis, mask in keep.items():
+            array = np.compress(mask, array, axis=axis)
+        return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=tensor.name)
+
+    # large weights are read and cut when they are written
+    cut = ir.LazyTensor(read, dtype=tensor.dtype, shape=left, name=tensor.name) if tensor.nbytes > 1 << 20 else read()
+    if node is not None:
+        node.attributes["value"] = ir.AttrTensor("value", cut)
+        value.const_value = None
+    else:
+        value.const_value = cut
+    value.shape = left
+
+
+def refresh_shape(edit: Edit, value: ir.Value, shape: tuple[int, ...]) -> None:
+    """What the file says of a value's shape must not outlive the shape."""
+    assert value.shape is not None
+    kept = {a: k for a in range(len(shape)) if (k := edit.kept((value, a))) is not None}
+    if kept and value not in edit.coupling.constants:
+        value.shape = ir.Shape(
+            [
+                int(kept[a].sum()) if a in kept and isinstance(d, int) else None if a in kept else d
+                for a, d in enumerate(value.shape)
+            ]
+        )
+
+
+def drop_dead(model: ir.Model) -> None:
+    """Remove what repair left without readers: shape chains and replaced constants."""
+    import onnx_ir.passes.common as common
+
+    inputs = {v.name for v in model.graph.inputs}
+    common.RemoveUnusedNodesPass()(model)
+    assert inputs >= {v.name for v in model.graph.inputs}

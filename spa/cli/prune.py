@@ -1,0 +1,203 @@
+"""spa prune: remove what matters least, prove it, and compile it for the targets named."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spa.cli.options import human, json_option, parse_bytes, parse_shapes, print_json, refuse_existing, shape_option, sizes_of
+
+if TYPE_CHECKING:
+    from spa.model import Model
+    from spa.pipeline import Result
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="A .onnx file, or a folder for a bundle.")
+@click.option("--target", "targets", multiple=True, help="host, arm, wasm or cuda; may be repeated. Makes OUT a bundle.")
+@click.option("--ratio", type=float, help="Remove this share of the channels of every prunable group.")
+@click.option("--macs", type=float, help="Keep at most this share of the multiply-accumulates.")
+@click.option("--params", type=float, help="Keep at most this share of the parameters.")
+@click.option("--size", help="Keep the written model under this size, such as 2MB.")
+@click.option("--max-drift", type=float, help="Remove as much as keeps the outputs' drift under this (the default, 0.05).")
+@click.option("--criterion", type=click.Choice(["l1", "l2"]), default="l2", show_default=True, help="What makes a channel matter.")
+@click.option("--aggregate", type=click.Choice(["sum", "mean", "max"]), default="mean", show_default=True, help="Over the tensors of a group.")
+@click.option("--scope", type=click.Choice(["local", "global", "auto"]), default="auto", show_default=True, help="Same share everywhere, or the lowest scores of all.")
+@click.option("--calib", help="Calibration inputs: FILE.npz, or 'synthetic'.")
+@click.option("--no-compensate", is_flag=True, help="Do not repair what was removed in the consumers.")
+@click.option("--align", type=click.IntRange(1), help="Keep a multiple of this many channels (default 1, with a target its vector width).")
+@click.option("--keep", multiple=True, metavar="PATTERN", help="Nodes, weights or groups never touched (glob).")
+@click.option("--allow-approximate", is_flag=True, help="Also prune where the result is only close to the masked network.")
+@click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify with (.npz).")
+@shape_option
+@click.option("--no-fold", is_flag=True, help="Do not fold constants and normalisations.")
+@click.option("--plan", "plan_out", type=click.Path(path_type=Path), help="Write the plan here.")
+@click.option("--apply-plan", type=click.Path(path_type=Path), help="Replay a plan instead of deciding anew.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@click.option("--no-verify", is_flag=True, help="Write without proof.")
+@click.option("--seed", type=int, default=0, show_default=True, help="For drawn inputs.")
+@json_option
+def prune(model: Path, **options: Any) -> None:
+    """Prune MODEL, prove the result equal to the masked network, and write it."""
+    from spa.cli.progress import stages
+    from spa.model import load, write_atomic
+    from spa.plan import Plan
+    from spa.prune import finish
+    from spa.verify import Verification
+
+    start = time.monotonic()
+    targets: tuple[str, ...] = options["targets"]
+    out = destination(model, options["out"], targets)
+    dry: bool = options["dry_run"]
+    plan_out: Path | None = options["plan_out"]
+    with stages(options["as_json"]) as stage:
+        stage("reading")
+        network = load(model)
+        for note in network.notes:
+            click.echo(f"note: {note}", err=True)
+        if not dry:
+            refuse_existing(out, options["force"], model)
+        if plan_out is not None:
+            refuse_existing(plan_out, True, model)
+        if targets:
+            check_targets(targets)
+        sizes = sizes_of(network, parse_shapes(options["shapes"]))
+        stage("analysing")
+        decided, coupling, facts = decide(network, sizes, options, stage)
+        before = cost_of(network, sizes)
+        stage("pruning and verifying" if not options["no_verify"] else "pruning")
+        from spa.inputs import load as load_inputs
+
+        given = load_inputs(options["inputs"], network) if options["inputs"] else None
+        result = finish(
+            network, decided, check=not options["no_verify"], seed=options["seed"], inputs=given, sizes=sizes, fold=not options["no_fold"]
+        )
+        assert isinstance(result.plan, Plan)
+        verified = result.facts["verified"]
+        document = {
+            "schema": 1,
+            "input": str(model),
+            "output": None if dry else str(out),
+            "before": before,
+            "after": cost_of(result.model, sizes),
+            "nonzero": nonzero(result.model),
+            "verified": {k: verified[k] for k in ("ok", "max_error", "inputs")} if verified else None,
+            "drift": facts.get("drift", {}),
+            "groups": len(coupling.groups),
+            "pruned_groups": sum(bool(g["removed"]) for g in result.plan.groups),
+            "blocked": [{k: b[k] for k in ("group", "reason", "node")} for b in result.plan.blocked],
+            "targets": {},
+        }
+        if not dry:
+            if plan_out is not None:
+                write_atomic(plan_out, lambda p: p.write_text(result.plan.to_json(), encoding="utf-8"))  # type: ignore[union-attr]
+            stage("writing")
+            write(network, result, out, targets, document, options)
+        document["seconds"] = round(time.monotonic() - start, 3)
+    if options["as_json"]:
+        print_json(document)
+    else:
+        show(document)
+    _ = Verification
+
+
+def destination(model: Path, out: Path | None, targets: tuple[str, ...]) -> Path:
+    if out is None:
+        return model.with_name(f"{model.stem}.spa" if targets else f"{model.stem}.pruned.onnx")
+    if targets and out.suffix == ".onnx":
+        raise click.UsageError("a target needs a folder: -o OUT without .onnx")
+    return out
+
+
+def check_targets(targets: tuple[str, ...]) -> None:
+    """Say what is wrong with a target before any work."""
+    from spa.codegen.target import resolve
+
+    for name in targets:
+        resolve(name)
+
+
+def decide(network: Model, sizes: dict[str, int], options: dict[str, Any], stage: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """The plan: replayed, by budget, or by drift."""
+    from spa.coupling import analyze
+    from spa.plan import Plan, plan
+
+    coupling = analyze(network, sizes=sizes, allow_approximate=options["allow_approximate"])
+    if options["apply_plan"]:
+        return Plan.load(options["apply_plan"]), coupling, {}
+    choice = {k: options[k] for k in ("criterion", "aggregate", "scope", "keep")} | {"align": alignment(options)}
+    budget = {k: options[k] for k in ("ratio", "macs", "params") if options[k] is not None}
+    if options["size"] is not None:
+        budget["size"] = parse_bytes(options["size"])
+    if options["max_drift"] is not None:
+        budget["max_drift"] = options["max_drift"]
+    if len(budget) > 1:
+        raise click.UsageError(f"one budget at a time: {', '.join('--' + k.replace('_', '-') for k in budget)}")
+    stage("planning")
+    if not budget or "max_drift" in budget:
+        from spa.drift import MAX_DRIFT, plan_by_drift
+        from spa.inputs import load as load_inputs
+
+        calib = options["calib"]
+        feeds = load_inputs(calib, network) if calib and calib != "synthetic" else None
+        decided, drift = plan_by_drift(network, coupling, budget.get("max_drift", MAX_DRIFT), feeds=feeds, sizes=sizes, seed=options["seed"], **choice)
+        return decided, coupling, {"drift": drift}
+    return plan(network, coupling, **budget, **choice), coupling, {}
+
+
+# vector widths in float32 lanes: multiples leave no remainder loop in the kernels
+WIDTHS = {"host": 8, "arm": 4, "wasm": 4, "cuda": 8}
+
+
+def alignment(options: dict[str, Any]) -> int:
+    return options["align"] or max((WIDTHS.get(t, 1) for t in options["targets"]), default=1)
+
+
+def cost_of(model: Model, sizes: dict[str, int]) -> dict[str, int]:
+    from spa.cost import inspect
+
+    cost = inspect(model, sizes)
+    return {"params": cost.params, "macs": cost.macs, "bytes": cost.bytes}
+
+
+def nonzero(model: Model) -> int:
+    import numpy as np
+
+    from spa.verify import constants
+
+    tensors = [v.const_value for v in constants(model.ir).values() if v.const_value is not None and v.const_value.dtype.is_floating_point()]
+    return sum(int(np.count_nonzero(t.numpy())) for t in tensors)
+
+
+def write(network: Model, result: Result, out: Path, targets: tuple[str, ...], document: dict[str, Any], options: dict[str, Any]) -> None:
+    if out.suffix == ".onnx":
+        result.model.save(out, force=options["force"])
+        return
+    from spa.cli.bundle import write_bundle
+
+    document["targets"] = write_bundle(network, result, out, targets, document, parse_shapes(options["shapes"]), force=options["force"])
+
+
+def show(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "before", "after", "kept")
+    for key in ("params", "macs", "bytes"):
+        a, b = document["before"][key], document["after"][key]
+        table.add_row(key, human(a), human(b), f"{b / a:.1%}" if a else "-")
+    console = Console()
+    console.print(table)
+    verified = document["verified"]
+    proof = f"equal to the masked network on {verified['inputs']} inputs, error {verified['max_error']:.1e}" if verified else "not verified"
+    console.print(f"{document['pruned_groups']} of {document['groups']} groups pruned, {len(document['blocked'])} blocked; {proof}")
+    for name, target in document["targets"].items():
+        console.print(f"{name}: {target['path']} ({human(target['bytes'])}B, {human(target['code_bytes'])}B of it code)")
+    for b in document["blocked"][: 5 if document["pruned_groups"] else 20] if not document["pruned_groups"] else []:
+        console.print(f"blocked: {b['group']}: {b['reason']} (node '{b['node']}')", markup=False)
+    console.print(f"{document['output'] or 'dry run: nothing was written'}  ({document['seconds']} s)", markup=False)

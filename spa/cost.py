@@ -1,0 +1,174 @@
+"""What a network costs: parameters, multiply-accumulates, bytes, peak activation memory; whole and per layer.
+
+Multiply-accumulates are those of contractions (convolutions, matrix products, recurrent cells): one per weight and
+position it is applied to. Element-wise work, pooling and normalisation count none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from spa.coupling.axes import Op, Slot
+from spa.shapes import constant_tensor, free_symbols, infer
+
+if TYPE_CHECKING:
+    from spa.coupling.analysis import Coupling, Mask
+    from spa.model import Model
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node that has weights or multiplies."""
+
+    name: str
+    op: str
+    params: int
+    macs: int
+    bytes: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Totals of a network; `bytes` of all its constants, `peak_activation_bytes` with every tensor freed after its last use."""
+
+    params: int
+    macs: int
+    bytes: int
+    peak_activation_bytes: int
+    layers: list[Layer] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def mac_slots(op: Op) -> list[Slot]:
+    """The axes whose sizes multiply to the node's multiply-accumulates; empty where it has none."""
+    y = op.out
+    out: list[Slot] = [(y, a) for a in range(len(op.shape(y)))]
+    match op.kind:
+        case "Conv" | "FusedConv":
+            w = op.inputs[1]
+            return [*out, *((w, a) for a in range(1, len(op.shape(w))))]
+        case "ConvTranspose":
+            x, w = op.inputs[0], op.inputs[1]
+            return [*((x, a) for a in range(len(op.shape(x)))), *((w, a) for a in range(1, len(op.shape(w))))]
+        case "Gemm" | "FusedGemm":
+            return [*out, (op.inputs[0], 0 if op.attr("transA", 0) else 1)]
+        case "MatMul" | "FusedMatMul":
+            a = op.inputs[0]
+            rank = len(op.shape(a))
+            return [*out, (a, rank - 2 if op.attr("transA", 0) else rank - 1)]
+        case "LSTM" | "GRU" | "RNN":
+            x, w, r = op.inputs[0], op.inputs[1], op.inputs[2]
+            return [(x, 0), (x, 1), (w, 0), (w, 1), (w, 2)] if r is None else [(x, 0), (x, 1), (w, 0), (w, 1), (w, 2)]
+    return []
+
+
+def inspect(model: Model, sizes: dict[str, int] | None = None) -> Cost:
+    """The cost at the given sizes; symbolic leading axes count as 1, others as in `spa.shapes.SIZES`."""
+    given = {s: 1 for s, lead in free_symbols(model.ir, sizes or {}).items() if lead} | (sizes or {})
+    shapes = infer(model.ir, given)
+    opsets = dict(model.ir.opset_imports)
+    layers, seen = [], set()
+    nodes = list(model.ir.graph.all_nodes())
+    for node in nodes:
+        op = Op(node, shapes, opsets.get(node.domain, 1))
+        if any(shapes.shape.get(v) is None for v in [*node.inputs, *node.outputs] if v is not None and v.name):
+            macs = 0
+        else:
+            macs = math.prod(_size(op, s) for s in slots) if (slots := mac_slots(op)) else 0
+        params = size = 0
+        for v in node.inputs:
+            tensor = _tensor_of(v)
+            if tensor is not None and v not in seen and tensor.size > 1:
+                seen.add(v)
+                size += tensor.nbytes
+                params += tensor.size if tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8 and tensor.dtype != ir.DataType.BOOL else 0
+        if params or macs:
+            layers.append(Layer(node.name or node.outputs[0].name or "", node.op_type, params, macs, size, shapes.shape.get(node.outputs[0]) or ()))
+    tensors = [t for v in shapes.shape if (t := _tensor_of(v)) is not None]
+    return Cost(
+        params=sum(t.size for t in tensors if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8 and t.dtype != ir.DataType.BOOL),
+        macs=sum(layer.macs for layer in layers),
+        bytes=sum(t.nbytes for t in tensors),
+        peak_activation_bytes=peak(model.ir.graph, shapes.shape, shapes.dtype),
+        layers=layers,
+    )
+
+
+def _size(op: Op, slot: Slot) -> int:
+    value, axis = slot
+    assert isinstance(value, ir.Value) and axis is not None
+    return op.shape(value)[axis]
+
+
+def _tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+    if value is None:
+        return None
+    if value.is_initializer():
+        return value.const_value
+    node = value.producer()
+    return constant_tensor(node) if node is not None and node.op_type == "Constant" and node.domain == "" else None
+
+
+def peak(graph: ir.Graph, shapes: dict[ir.Value, tuple[int, ...] | None], dtypes: dict[ir.Value, int]) -> int:
+    """Bytes of live activations at the worst moment, nodes run in their order, inputs and outputs counted."""
+
+    def size(v: ir.Value) -> int:
+        return math.prod(shapes.get(v) or ()) * max(1, ir.DataType(dtypes[v]).bitwidth // 8) if v in dtypes and shapes.get(v) else 0
+
+    readers = Counter(v for node in graph for v in node.inputs if v is not None)
+    readers.update(graph.outputs)
+    live = sum(size(v) for v in graph.inputs if v not in graph.initializers.values())
+    top = live
+    for node in graph:
+        if node.op_type == "Constant":
+            continue
+        live += sum(size(v) for v in node.outputs if readers[v])
+        top = max(top, live)
+        for v in node.inputs:
+            if v is None:
+                continue
+            readers[v] -= 1
+            if not readers[v] and not v.is_initializer() and (v.producer() is None or v.producer().op_type != "Constant"):  # type: ignore[union-attr]
+                live -= size(v)
+    return top
+
+
+class Budget:
+    """The cost of a coupling's network once channels are gone, without touching the graph."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        self.coupling = coupling
+        of, size = coupling.dims.of, coupling.axes.add
+        self.terms = {"macs": [], "params": [], "bytes": []}  # type: dict[str, list[tuple[float, list[int]]]]
+
+        def term(kind: str, slots: list[Slot], each: float) -> None:
+            fixed = each * math.prod(size(s) for s in slots if s not in of)
+            self.terms[kind].append((fixed, [of[s] for s in slots if s in of]))
+
+        for op in coupling.ops:
+            if all(coupling.shapes.shape.get(v) is not None for v in [*op.inputs, *op.outputs] if v is not None and v.name) and (slots := mac_slots(op)):
+                term("macs", slots, 1)
+        for value in coupling.constants:
+            tensor, shape = _tensor_of(value), coupling.shapes.shape.get(value) or ()
+            if tensor is not None:
+                slots = [(value, a) for a in range(len(shape))]
+                term("bytes", slots, tensor.dtype.bitwidth / 8)
+                if tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8 and tensor.dtype != ir.DataType.BOOL:
+                    term("params", slots, 1)
+
+    def of(self, kind: str, gone: dict[int, Mask]) -> float:
+        """Total of `kind` (macs, params or bytes) with the indices in `gone` removed."""
+        counts: npt.NDArray[np.float64] = np.array(self.coupling.dims.size, np.float64)
+        for dim, mask in gone.items():
+            counts[dim] -= mask.sum()
+        return sum(fixed * math.prod(counts[d] for d in dims) for fixed, dims in self.terms[kind])

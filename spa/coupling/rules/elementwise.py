@@ -1,0 +1,111 @@
+"""Element-wise ops: index i of an output axis is index i of every operand that is not broadcast there.
+
+What masking leaves: f(0) = 0 keeps a masked index zero; a sum needs all operands to be zero, a product only one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from spa.coupling.axes import Axes, Op
+from spa.coupling.rules import Table, rows
+
+# f(0) = 0
+ODD = (
+    "Abs", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "LeakyRelu",
+    "Mish", "Neg", "Relu", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Sqrt", "Swish", "Tan", "Tanh",
+    "ThresholdedRelu", "IsNaN", "IsInf", "Identity", "Cast",
+)  # fmt: skip
+OTHER = ("Acos", "Acosh", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "Log", "Not", "Reciprocal", "Sigmoid", "Softplus")
+EXPLODES = ("Log", "Reciprocal")  # at zero
+ALL_ZERO = ("Add", "Sub", "Max", "Min", "Sum", "Mean", "Or", "Xor", "BitwiseOr", "BitwiseXor", "PRelu", "Less", "Greater")
+ANY_ZERO = ("Mul", "And", "BitwiseAnd", "Mod")
+NONE_ZERO = ("Equal", "LessOrEqual", "GreaterOrEqual", "Pow", "Div", "Where", "Clip", "CastLike", "Dropout")
+
+
+def is_zero(op: Op, value: ir.Value) -> bool:
+    known = op.shapes.static(value)
+    return known is not None and known.dtype.kind in "fiub" and not np.any(known)
+
+
+def unary(op: Op, g: Axes) -> None:
+    x, y = op.inputs[0], op.out
+    assert x is not None
+    for axis in range(len(op.shape(y))):
+        g.same((x, axis), (y, axis))
+        zero = g.zero((x, axis))
+        if op.kind in EXPLODES and zero:
+            g.freeze((x, axis), "masking makes this zero, where the function is not finite")
+        g.mark((y, axis), op.kind in ODD and zero)
+
+
+def broadcast(op: Op, g: Axes) -> None:
+    operands = [v for v in op.inputs if v is not None]
+    y = op.out
+    rank = len(op.shape(y))
+    for axis, n in enumerate(op.shape(y)):
+        if n <= 1:
+            continue
+        carried: list[bool] = []  # per operand: zero at a masked index of this axis
+        for v in operands:
+            own = axis - rank + len(op.shape(v))
+            if own >= 0 and op.shape(v)[own] == n:
+                g.same((v, own), (y, axis))
+                carried.append(g.zero((v, own)))
+            else:
+                carried.append(is_zero(op, v))
+        g.mark((y, axis), result_zero(op, g, carried, axis - rank))
+
+
+def result_zero(op: Op, g: Axes, zero: list[bool], back: int) -> bool:
+    """Is f of the operands zero, given which of them are zero (and finite otherwise)?"""
+    if op.kind == "Div":
+        denominator = op.inputs[1]
+        assert denominator is not None
+        own = back + len(op.shape(denominator))
+        if zero[1] and own >= 0 and op.shape(denominator)[own] > 1:
+            g.freeze((denominator, own), "masking makes this divisor zero")
+        return zero[0]
+    if op.kind == "Pow":
+        exponent = op.known(1)
+        return zero[0] and exponent is not None and bool(np.all(exponent > 0))
+    if op.kind == "Where":
+        return all(zero[1:])
+    if op.kind == "Mod":
+        return zero[0]
+    if op.kind == "PRelu":
+        return zero[0]
+    if op.kind in ANY_ZERO:
+        return any(zero)
+    return op.kind in ALL_ZERO and all(zero)
+
+
+def clip(op: Op, g: Axes) -> None:
+    x, y = op.inputs[0], op.out
+    low, high = (op.attr(k) if op.input(i) is None else op.known(i) for i, k in ((1, "min"), (2, "max")))
+    # a bound that is given but not known might exclude zero
+    given = [op.input(i) is not None for i in (1, 2)]
+    keeps = (low is None or float(low) <= 0) and (high is None or float(high) >= 0) and not (given[0] and low is None) and not (given[1] and high is None)
+    for axis in range(len(op.shape(y))):
+        g.same((x, axis), (y, axis))
+        g.mark((y, axis), keeps and g.zero((x, axis)))
+
+
+def first_operand(op: Op, g: Axes) -> None:
+    """CastLike, Dropout: the first operand through, and the mask of Dropout beside it."""
+    x = op.inputs[0]
+    for y in op.outputs:
+        for axis in range(len(op.shape(y))):
+            g.same((x, axis), (y, axis))
+            g.mark((y, axis), g.zero((x, axis)) and y is op.out)
+    if op.kind == "Dropout" and op.known(2) is not None and op.known(2):
+        g.freeze_all(x, "Dropout in training mode is random")
+
+
+RULES: Table = (
+    rows(unary, *ODD, *OTHER)
+    | rows(broadcast, *ALL_ZERO, *ANY_ZERO, "Equal", "LessOrEqual", "GreaterOrEqual", "Pow", "Div", "Where")
+    | rows(clip, "Clip")
+    | rows(first_operand, "CastLike", "Dropout")
+)

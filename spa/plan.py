@@ -1,0 +1,200 @@
+"""A plan is data: which channels go, in JSON, replayable on a retrained network and enough to build the masked one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from spa.errors import UsageError
+
+if TYPE_CHECKING:
+    from spa.allocate import Chosen
+    from spa.coupling import Coupling, Group
+    from spa.coupling.analysis import Mask
+    from spa.model import Model
+
+SCHEMA = 1
+Removed = dict[str, dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`removed`: constant tensor -> axis -> indices; the rest says why and how (interface.md)."""
+
+    model: dict[str, str]
+    removed: Removed
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    blocked: list[dict[str, Any]] = field(default_factory=list)
+    constants: dict[str, list[Any]] = field(default_factory=dict)
+    pipeline: str = "slice"
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        keys = ("schema", "model", "pipeline", "removed", "groups", "blocked", "constants")
+        return json.dumps({k: getattr(self, k) for k in keys}, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: str = "plan") -> Plan:
+        try:
+            data = json.loads(text)
+            removed = {str(n): {str(int(a)): [int(i) for i in index] for a, index in axes.items()} for n, axes in data["removed"].items()}
+            schema = data["schema"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"not a plan: {type(error).__name__}: {error}", where, "a file written by `spa prune --plan`") from None
+        if schema != SCHEMA:
+            raise UsageError(f"plan schema {schema} is not the one understood here ({SCHEMA})", where, "write the plan again")
+        return Plan(
+            data.get("model", {}), removed, data.get("groups", []), data.get("blocked", []), data.get("constants", {}), data.get("pipeline", "slice")
+        )
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        try:
+            return Plan.from_json(Path(path).read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the plan: {error}", str(path)) from None
+
+
+def removed_slices(coupling: Coupling, gone: dict[int, Mask]) -> Removed:
+    """The constants that become shorter under `gone`, by name."""
+    table: Removed = {}
+    for value, name in coupling.constants.items():
+        axes = {
+            str(a): np.flatnonzero(gone[d]).tolist()
+            for a in range(len(coupling.shapes.shape.get(value) or ()))
+            if (d := coupling.dims.of.get((value, a), -1)) in gone
+        }
+        if axes:
+            table[name] = axes
+    return table
+
+
+def gone_from(coupling: Coupling, removed: Removed) -> dict[int, Mask]:
+    """The inverse of `removed_slices`: the channels all of whose constant slices the table names.
+
+    Raises `UsageError` where the table names tensors or slices that are no union of channels of this network."""
+    want: dict[int, Mask] = {}
+    values = {name: value for value, name in coupling.constants.items()}
+    for name, axes in removed.items():
+        if name not in values:
+            raise UsageError(f"the plan removes slices of '{name}', which this network does not have", hint="replay a plan on the network it was made for, or a retrained one")
+        shape = coupling.shapes.shape.get(values[name]) or ()
+        for axis, index in axes.items():
+            dim = coupling.dims.of.get((values[name], int(axis)))
+            if dim is None or (index and max(index) >= shape[int(axis)]):
+                raise UsageError(f"the plan removes slices of '{name}' along axis {axis} that it does not have (shape {shape})", hint="replay it on the network it was made for")
+            mask = want.setdefault(dim, np.zeros(coupling.dims.size[dim], bool))
+            mask[index] = True
+    masks: Chosen = {}
+    for group in coupling.groups:
+        whole = np.ones(group.size, bool)
+        held = np.zeros(group.size, bool)
+        for dim, labels in group.labels.items():
+            if dim in coupling.parameters:
+                here = labels >= 0
+                held[labels[here]] = True
+                whole[np.unique(labels[here & ~want.get(dim, np.zeros(len(labels), bool))])] = False
+        masks[group.id] = whole & held
+    gone = coupling.removal(masks)
+    if removed_slices(coupling, gone) != {n: {a: sorted(i) for a, i in axes.items()} for n, axes in removed.items()}:
+        raise UsageError("the plan's slices are no union of this network's coupled channels", hint="replay it on the network it was made for")
+    return gone
+
+
+def matcher(patterns: Sequence[str], coupling: Coupling) -> Callable[[Group], bool]:
+    """Does any pattern (glob) name the group, one of its weights or values, or a node that touches it?"""
+    if not patterns:
+        return lambda group: False
+    by_node = {
+        v.name or "": o.node.name or "" for o in coupling.ops for v in [*o.inputs, *o.outputs] if v is not None and any(fnmatch(o.node.name or "", p) for p in patterns)
+    }
+
+    def hit(group: Group) -> bool:
+        names = {group.id, *(m.value for m in group.members)}
+        return any(n in by_node for n in names) or any(fnmatch(n, p) for n in names for p in patterns)
+
+    used = [p for p in patterns if any(fnmatch(n, p) for o in coupling.ops for n in [o.node.name or "", *(v.name or "" for v in [*o.inputs, *o.outputs] if v is not None)])
+            or any(fnmatch(g.id, p) for g in coupling.groups)]  # fmt: skip
+    for p in patterns:
+        if p not in used:
+            raise UsageError(f"--keep '{p}' matches no node, weight or group", hint="`spa inspect` lists them")
+    return hit
+
+
+def plan(
+    model: Model,
+    groups: Coupling | None = None,
+    *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    size: int | None = None,
+    criterion: str = "l2",
+    aggregate: str = "mean",
+    scope: str = "auto",
+    align: int = 1,
+    keep: Sequence[str] = (),
+) -> Plan:
+    """Decide which channels go. Exactly one of the budgets: `ratio` of every group's channels to remove; share of `macs`
+    or `params` to keep; `size` in bytes of the written model. See `spa.allocate` for `scope` and `align`."""
+    from spa import allocate
+    from spa.coupling import analyze
+    from spa.importance.magnitude import magnitude
+
+    given = {k: v for k, v in {"ratio": ratio, "macs": macs, "params": params, "size": size}.items() if v is not None}
+    if len(given) != 1:
+        raise UsageError(f"one budget is needed, {len(given)} given: {', '.join(given) or 'none'}", hint="one of ratio, macs, params, size")
+    coupling = groups or analyze(model)
+    scope = ("local" if ratio is not None else "global") if scope == "auto" else scope
+    spared = matcher(keep, coupling)
+    free = [g for g in coupling.groups if not spared(g)]
+    scores = magnitude(coupling, criterion, aggregate)
+    sequence = allocate.offers(free, scores, scope, align)
+    kind, amount = next(iter(given.items()))
+    if kind == "ratio":
+        if not 0 <= amount < 1:
+            raise UsageError(f"ratio {amount} is not a share between 0 and 1")
+        taken = allocate.by_ratio(free, sequence, amount, scope)
+    elif kind == "size":
+        taken = allocate.by_cost(coupling, sequence, "bytes", amount, overhead=_overhead(model))
+    else:
+        if not 0 < amount <= 1:
+            raise UsageError(f"{kind} {amount} is not a share between 0 and 1")
+        taken = allocate.by_cost(coupling, sequence, kind, amount * allocate.Budget(coupling).of(kind, {}))
+    return from_masks(coupling, allocate.chosen(coupling, taken), scores)
+
+
+def _overhead(model: Model) -> float:
+    """Bytes of the written file that are not weights: the graph itself, names, metadata."""
+    skeleton = model.ir.clone()
+    total = 0
+    for value in skeleton.graph.initializers.values():
+        if value.const_value is not None:
+            total += value.const_value.nbytes
+            value.const_value = ir.Tensor(np.zeros(0, np.float32), name=value.name)
+    return ir.to_proto(skeleton).ByteSize() + 24 * len(skeleton.graph.initializers)
+
+
+def from_masks(coupling: Coupling, masks: Chosen, scores: dict[str, Any] | None = None) -> Plan:
+    """The plan that removes the given channels per group; shape constants are filled in when it is applied."""
+    gone = coupling.removal(masks)
+    groups = []
+    for g in coupling.groups:
+        mask = masks.get(g.id, np.zeros(g.size, bool))
+        score = scores[g.id].round(6).tolist() if scores and g.id in scores else []
+        members = [{"value": m.value, "axis": m.axis} for m in g.members]
+        groups.append({"id": g.id, "size": g.size, "removed": np.flatnonzero(mask).tolist(), "exact": g.exact, "members": members, "score": score})
+    blocked = [
+        {"group": b.group, "reason": b.reason.text, "node": b.reason.node, "op": b.reason.op, "axis": b.reason.axis} for b in coupling.blocked
+    ]
+    if not coupling.groups and not blocked:
+        blocked.append({"group": "", "reason": "the network has no weights whose channels could be removed", "node": "", "op": "", "axis": None})
+    model = {"name": coupling.model.name, "sha256": coupling.model.sha256}
+    return Plan(model, removed_slices(coupling, gone), groups, blocked)

@@ -1,0 +1,227 @@
+"""Proof of a prune: the pruned network against the masked dense one, on random inputs, without graph optimisations.
+
+The masked network is built from the plan's `removed` table alone: in the input model those slices are set to zero
+(quantised weights to their zero point; divisors, exponents and quantisation scales stay, interface.md). It knows
+nothing of coupling, so a wrong rule shows.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from spa import inputs as drawing
+from spa.errors import CheckFailed
+from spa.inputs import Feeds
+from spa.shapes import constant_tensor, free_symbols, infer
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from spa.model import Model
+    from spa.plan import Plan, Removed
+
+Array = npt.NDArray[Any]
+TOLERANCE = 1e-3  # of the output's spread, float32
+TOLERANCE_LOW = 0.05  # float16, bfloat16 and quantised networks
+KEPT = {"Div": (1,), "Pow": (0, 1), "Reciprocal": (0,), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "Log": (0,)}
+ZERO_POINT = {"DequantizeLinear": (0, 2), "QLinearConv": (3, 5), "QLinearMatMul": (3, 5), "ConvInteger": (1, 3), "MatMulInteger": (1, 3)}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`max_error`: the largest difference over the spread of the output, over all inputs tried."""
+
+    ok: bool
+    max_error: float
+    inputs: int
+    tolerance: float
+    where: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def masked(model: Model, removed: Removed) -> Model:
+    """The dense network with the removed slices set to zero."""
+    copy = model.clone()
+    table = constants(copy.ir)
+    keep, zeros = set(), {}
+    for node in copy.ir.graph.all_nodes():
+        keep.update(v.name for i in KEPT.get(node.op_type, ()) if i < len(node.inputs) and (v := node.inputs[i]) is not None)
+        weight, zero = ZERO_POINT.get(node.op_type, (0, 0))
+        if zero and zero < len(node.inputs) and (z := node.inputs[zero]) is not None and (w := node.inputs[weight]) is not None and z.name in table:
+            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1 if node.op_type == "DequantizeLinear" else 0
+            zeros[w.name] = (_tensor(table[z.name or ""]).numpy(), axis)
+    for name, axes in removed.items():
+        if name in keep:
+            continue
+        value = table[name]
+        tensor = _tensor(value)
+        array = tensor.numpy().copy()
+        fill: Array = np.zeros((), array.dtype)
+        if name in zeros:
+            fill, axis = zeros[name]
+            if fill.ndim == 1 and fill.size > 1:
+                fill = fill.reshape([-1 if i == axis % array.ndim else 1 for i in range(array.ndim)])
+        filled = np.broadcast_to(fill, array.shape)
+        for axis_text, index in axes.items():
+            at = (slice(None),) * int(axis_text) + (list(index),)
+            array[at] = filled[at]
+        replacement = ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+        node = value.producer()
+        if node is None:
+            value.const_value = replacement
+        else:
+            node.attributes["value"] = ir.AttrTensor("value", replacement)
+    return copy
+
+
+def constants(model: ir.Model) -> dict[str, ir.Value]:
+    """Name -> value of every initializer and Constant output, in subgraphs too."""
+    found = {v.name or "": v for g in [model.graph, *model.graph.subgraphs()] for v in g.initializers.values()}
+    found.update({n.outputs[0].name or "": n.outputs[0] for n in model.graph.all_nodes() if n.op_type == "Constant" and n.domain == ""})
+    return found
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    node = value.producer()
+    tensor = value.const_value if node is None else constant_tensor(node)
+    assert tensor is not None
+    return tensor
+
+
+class Session:
+    """onnxruntime with graph optimisations off, on a model written to a temporary folder."""
+
+    def __init__(self, model: Model) -> None:
+        import onnxruntime as ort
+
+        folder = Path(tempfile.mkdtemp(prefix="spa-verify-"))
+        try:
+            path = model.save(folder / "model.onnx")
+            options = ort.SessionOptions()
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.log_severity_level = 4
+            self.session: ort.InferenceSession = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def run(self, feeds: Feeds) -> list[Any]:
+        return list(self.session.run(None, feeds))
+
+    @property
+    def outputs(self) -> list[str]:
+        return [o.name for o in self.session.get_outputs()]
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest |a - b| over the spread (standard deviation) of a; inf where shapes or finiteness differ."""
+    if isinstance(a, list | dict) or isinstance(b, list | dict):
+        pairs = zip(a, b, strict=False) if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) else [(0, [0])] if type(a) is not type(b) else []
+        return max((difference(x, y) if not isinstance(y, list) else np.inf for x, y in pairs), default=0.0)
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape:
+        return float(np.inf)
+    if a.size == 0 or a.dtype.kind in "biuOSU":
+        return 0.0 if np.array_equal(a, b) else 1.0
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)):
+        return float(np.inf)
+    a, b = a[finite], b[finite]
+    return float(np.abs(a - b).max() / (a.std() + 1e-6)) if a.size else 0.0
+
+
+def tolerance(model: Model) -> float:
+    kinds = {_tensor(v).dtype for v in constants(model.ir).values()}
+    low = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
+    return TOLERANCE_LOW if kinds & low else TOLERANCE
+
+
+def feeds_for(session: Session, model: Model, count: int, seed: int, given: list[Feeds] | None, sizes: dict[str, int] | None = None) -> list[Feeds]:
+    """Inputs on which the network runs; with symbolic axes every other set has other sizes."""
+    if given is not None:
+        return given
+    symbols = {s: lead for s, lead in free_symbols(model.ir, sizes or {}).items()}
+    chosen = infer(model.ir, sizes).sizes
+    found: list[Feeds] = []
+    for k in range(count):
+        bigger = {s: chosen[s] + (1 if symbols[s] else 0) for s in symbols} if k % 2 else {}
+        why = ""
+        for feeds in drawing.attempts(model, seed=seed + k, sizes=(sizes or {}) | bigger):
+            try:
+                session.run(feeds)
+            except Exception as error:  # onnxruntime's errors share no type
+                why = str(error).splitlines()[0][:200]
+            else:
+                found.append(feeds)
+                break
+        else:
+            if not bigger:
+                raise drawing.none_runs(model, why)
+    return found
+
+
+def verify(
+    model: Model, pruned: Model, plan: Plan | None = None, *, count: int = 2, seed: int = 0, inputs: list[Feeds] | None = None, sizes: dict[str, int] | None = None
+) -> Verification:
+    """Compare `pruned` with the masked dense network of `plan`, or with `model` itself where there is no plan.
+
+    Raises `CheckFailed` where no input can be found on which the dense network runs."""
+    reference = Session(masked(model, plan.removed) if plan is not None else model)
+    limit = tolerance(model)
+    sets = feeds_for(reference, model, count, seed, inputs, sizes)
+    try:
+        other = Session(pruned)
+        if reference.outputs != other.outputs:
+            return Verification(False, float(np.inf), 0, limit, f"the outputs are {other.outputs} instead of {reference.outputs}")
+        worst = 0.0
+        for feeds in sets:
+            worst = max([worst, *map(difference, reference.run(feeds), other.run(feeds))])
+    except Exception as error:  # onnxruntime's errors share no type
+        return Verification(False, float(np.inf), len(sets), limit, f"the pruned network does not run: {str(error).splitlines()[0][:300]}")
+    if worst <= limit:
+        return Verification(True, worst, len(sets), limit)
+    return Verification(False, worst, len(sets), limit, first_difference(model, pruned, plan, sets[0], limit))
+
+
+def first_difference(model: Model, pruned: Model, plan: Plan | None, feeds: Feeds, limit: float) -> str:
+    """The first node, in order of execution, whose output differs on the channels that both networks have."""
+    dense = masked(model, plan.removed) if plan is not None else model.clone()
+    cut = pruned.clone()
+    common = {v.name for n in cut.ir.graph for v in n.outputs}
+    order = [(n.name or "", n.op_type, v.name or "") for n in dense.ir.graph for v in n.outputs if v.name in common]
+    runs = []
+    for copy in (dense, cut):
+        have = {v.name for v in copy.ir.graph.outputs}
+        by_name = {v.name: v for n in copy.ir.graph for v in n.outputs}
+        copy.ir.graph.outputs.extend(by_name[name] for _, _, name in order if name not in have)
+        try:
+            session = Session(copy)
+            runs.append(dict(zip(session.outputs, session.run(feeds), strict=True)))
+        except Exception:  # some intermediate results cannot be outputs (untyped, sequences): then no node can be named
+            return ""
+    for node, kind, name in order:
+        a, b = runs[0].get(name), runs[1].get(name)
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.ndim == b.ndim and a.shape == b.shape and difference(a, b) > limit:
+            return f"node '{node}' ({kind}), output '{name}'"
+    return ""
+
+
+def require(result: Verification) -> Verification:
+    """Raise `CheckFailed` where a verification does not hold."""
+    if not result.ok:
+        raise CheckFailed(
+            f"the pruned network differs from the masked one: error {result.max_error:.3g} of the output's spread, {result.tolerance:g} allowed; nothing was written",
+            result.where,
+            "--keep the group at fault (`spa explain MODEL`), and report the model",
+        )
+    return result
