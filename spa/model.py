@@ -2,16 +2,18 @@
 
 A `Model` wraps an `onnx_ir.Model`. Weights in external files stay on disk until they are looked at. Everything that
 ONNX can say (metadata, functions, subgraphs, opset imports, ir_version) survives a round trip unchanged;
-`sparse_initializer`, which onnx-ir drops, is made dense on load and noted in `Model.notes`.
+`sparse_initializer`, which onnx-ir drops, is made dense on load; `training_info` is lost. Both are noted in
+`Model.notes`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
         return _from_proto(source, None)
     path = Path(source)
     if not path.is_file():
-        raise ModelError(f"no such file: {path}", hint="check the path" if not path.is_dir() else "name the .onnx file in this folder")
+        raise ModelError(f"no such file: {path}", hint=_which(path))
     try:
         proto = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
@@ -97,6 +99,10 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     return _from_proto(proto, path)
 
 
+def _which(path: Path) -> str:
+    return "name the .onnx file in this folder" if path.is_dir() else "check the path"
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -107,18 +113,27 @@ def _from_proto(proto: onnx.ModelProto, path: Path | None) -> Model:
         raise ModelError("the file holds no ONNX graph", where, "export the network again")
     if not proto.opset_import:
         raise ModelError("the model names no operator set (opset_import is empty)", where, "export the network again")
-    notes = [_densify(t, proto) for t in list(proto.graph.sparse_initializer)]
-    del proto.graph.sparse_initializer[:]
-    if path is not None:
-        _check_external(proto, path)
+    for tensor in _stored(proto):
+        _check_tensor(tensor, path, where)
+    if _has_sparse(proto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        proto = copy  # the message belongs to the caller
+    notes = [_densify(sparse, graph, path) for graph in _graphs(proto) for sparse in list(graph.sparse_initializer)]
+    for graph in _graphs(proto):
+        del graph.sparse_initializer[:]
+    if proto.training_info:
+        notes.append("training_info was dropped: spa works on networks for inference")
     try:
-        graph = ir.from_proto(proto)
+        model = ir.from_proto(proto)
     except Exception as error:  # onnx-ir raises many kinds; each means that the message contradicts itself
-        raise ModelError(f"the ONNX graph is invalid: {_first_line(error)}", where, "onnx.checker.check_model shows more") from None
+        raise ModelError(
+            f"the ONNX graph is invalid: {_first_line(error)}", where, "onnx.checker.check_model shows more"
+        ) from None
     if path is not None:
-        ir.external_data.set_base_dir(graph.graph, path.parent)
-    _check_edges(graph, where)
-    return Model(graph, path, notes)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+    _check_edges(model, where)
+    return Model(model, path, notes)
 
 
 def _check_edges(model: ir.Model, where: str) -> None:
@@ -127,54 +142,124 @@ def _check_edges(model: ir.Model, where: str) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         known.update(id(v) for v in node.outputs)
         for attr in node.attributes.values():
-            graphs = [attr.value] if attr.type == ir.AttributeType.GRAPH else attr.value if attr.type == ir.AttributeType.GRAPHS else []
+            graphs = (
+                [attr.value]
+                if attr.type == ir.AttributeType.GRAPH
+                else attr.value
+                if attr.type == ir.AttributeType.GRAPHS
+                else []
+            )
             for graph in graphs:
                 known.update(id(v) for v in [*graph.inputs, *graph.initializers.values()])
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for v in node.inputs:
             if v is not None and id(v) not in known:
-                raise ModelError(f"the tensor '{v.name}' is read but never produced", f"{where}, node '{node.name}' ({node.op_type})")
+                raise ModelError(
+                    f"the tensor '{v.name}' is read but never produced", f"{where}, node '{node.name}' ({node.op_type})"
+                )
     for v in model.graph.outputs:
         if id(v) not in known:
             raise ModelError(f"the graph output '{v.name}' is never produced", where)
 
 
-def _densify(sparse: onnx.SparseTensorProto, proto: onnx.ModelProto) -> str:
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The main graph and all subgraphs, those of functions too."""
+    pending: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
+    while pending:
+        graph = pending.pop()
+        if isinstance(graph, onnx.GraphProto):
+            yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                pending += [attribute.g] if attribute.HasField("g") else attribute.graphs
+
+
+def _stored(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the file: initializers, sparse ones, and the attributes of nodes."""
+    graphs = list(_graphs(proto))
+    for graph in graphs:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for owner in [*graphs, *proto.functions]:
+        for node in owner.node:
+            for attribute in node.attribute:
+                yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+
+
+def _has_sparse(proto: onnx.ModelProto) -> bool:
+    return any(graph.sparse_initializer for graph in _graphs(proto))
+
+
+def _densify(sparse: onnx.SparseTensorProto, graph: onnx.GraphProto, path: Path | None) -> str:
     """Move a sparse initializer into the dense ones; COO indices are [nnz] flat or [nnz, rank]."""
-    values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
+    base = str(path.parent) if path is not None else ""
+    values, indices = (onnx.numpy_helper.to_array(t, base) for t in (sparse.values, sparse.indices))
     dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
+    try:
+        dense[np.unravel_index(indices, dense.shape) if indices.ndim == 1 else tuple(indices.T)] = values
+    except (IndexError, ValueError) as error:
+        raise ModelError(
+            f"the sparse initializer '{sparse.values.name}' is invalid: {error}", str(path or "")
+        ) from None
+    graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
     return f"sparse initializer '{sparse.values.name}' ({values.size} of {dense.size} entries) was made dense"
 
 
-def _check_external(proto: onnx.ModelProto, path: Path) -> None:
-    root = path.parent.resolve()
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entry = {e.key: e.value for e in tensor.external_data}
-        target = (root / entry.get("location", "")).resolve()
-        where = f"{path}, tensor '{tensor.name}'"
-        if not target.is_relative_to(root):
-            raise ModelError(f"external data outside the model's folder: {entry.get('location')}", where, "move the data beside the model")
-        if not target.is_file():
-            raise ModelError(f"external data file is missing: {entry.get('location')}", where, "copy it beside the model")
-        need = int(entry.get("offset", 0)) + int(entry.get("length", 0))
-        if target.stat().st_size < need:
-            raise ModelError(f"external data file is too short: {target.name} has {target.stat().st_size} bytes, {need} needed", where)
+def _check_tensor(tensor: onnx.TensorProto, path: Path | None, where: str) -> None:
+    """Is all of the tensor there, in the message or in a file inside the model's folder? Reads no data."""
+    where = f"{where}, tensor '{tensor.name}'"
+    if tensor.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+        return  # of no fixed size
+    size = _bytes(tensor)
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
+            raise ModelError(f"the tensor holds {len(tensor.raw_data)} bytes, its shape needs {size}", where)
+        return
+    if path is None:
+        return  # a message whose data lie wherever the caller keeps them
+    entry = {e.key: e.value for e in tensor.external_data}
+    location, root = entry.get("location", ""), path.parent.resolve()
+    target = (root / location).resolve()
+    if not target.is_relative_to(root):
+        raise ModelError(
+            f"external data outside the model's folder: {location}", where, "move the data beside the model"
+        )
+    if not target.is_file():
+        raise ModelError(f"external data file is missing: {location}", where, "copy it beside the model")
+    try:
+        offset, length = int(entry.get("offset", 0)), int(entry.get("length", size))
+    except ValueError:
+        offset = length = -1
+    if offset < 0 or length != size:
+        raise ModelError(f"external data of the wrong extent: {entry}, the shape needs {size} bytes", where)
+    if target.stat().st_size < offset + length:
+        have = f"{target.name} has {target.stat().st_size} bytes, {offset + length} needed"
+        raise ModelError(f"external data file is too short: {have}", where, "is the download complete?")
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    """What the shape asks for; two 4-bit values share a byte."""
+    return int(math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize))
 
 
 def save(model: Model, path: Path, *, force: bool = False) -> Path:
     """See `Model.save`. The data file, where there is one, is in place before the model that names it."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint=f"-o {path / (model.name + '.onnx')}")
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="--force to replace it, or another -o")
-    graph = model.graph_ir
+    try:
+        return _write(model.graph_ir, path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}", hint="another -o") from error
+
+
+def _write(graph: ir.Model, path: Path) -> Path:
     tensors = [t for t in _tensors(graph) if t is not None]
-    external = any(isinstance(t, ir.ExternalTensor) for t in tensors) or sum(t.nbytes for t in tensors) > PROTOBUF_LIMIT // 2
+    external = (
+        any(isinstance(t, ir.ExternalTensor) for t in tensors) or sum(t.nbytes for t in tensors) > PROTOBUF_LIMIT // 2
+    )
     if not external:
         data = ir.to_proto(graph).SerializeToString(deterministic=True)
         write_atomic(path, lambda tmp: tmp.write_bytes(data))
