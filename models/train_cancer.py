@@ -63,7 +63,7 @@ def main() -> None:
     model = Tabular(torch.from_numpy(x.mean(0)), torch.from_numpy(x.std(0)))
     train(model, torch.from_numpy(x), torch.from_numpy(y))
     export(model, torch.from_numpy(test_x[:2]), HERE / "cancer.onnx", "cancer")
-    np.savez_compressed(HERE / "cancer.npz", calib_x=x[:256], test_x=test_x, test_y=test_y.astype(np.int64))
+    np.savez_compressed(HERE / "cancer.npz", x=x[:256], calib_x=x[:256], test_x=test_x, test_y=test_y.astype(np.int64))
     print(f"test accuracy {accuracy(HERE / 'cancer.onnx', test_x, test_y):.2%} of {len(test_y)} samples")
 
 
