@@ -15,7 +15,9 @@ class SpaError(Exception):
         self.what, self.where, self.hint = what, where, hint
 
     def __str__(self) -> str:
-        return "\n".join(filter(None, [self.what, self.where and f"  at: {self.where}", self.hint and f"  try: {self.hint}"]))
+        return "\n".join(
+            filter(None, [self.what, self.where and f"  at: {self.where}", self.hint and f"  try: {self.hint}"])
+        )
 
 
 class CheckFailed(SpaError):

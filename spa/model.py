@@ -240,7 +240,8 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path | None, where: str) -> No
 
 def _bytes(tensor: onnx.TensorProto) -> int:
     """What the shape asks for; two 4-bit values share a byte."""
-    return int(math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize))
+    bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+    return -(-bits // 8)
 
 
 def save(model: Model, path: Path, *, force: bool = False) -> Path:
