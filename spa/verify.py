@@ -183,14 +183,33 @@ def verify(
         other = Session(pruned)
         if reference.outputs != other.outputs:
             return Verification(False, float(np.inf), 0, limit, f"the outputs are {other.outputs} instead of {reference.outputs}")
-        worst = 0.0
+        worst, proven, failing = 0.0, 0, sets[0]
         for feeds in sets:
-            worst = max([worst, *map(difference, reference.run(feeds), other.run(feeds))])
+            expected = reference.run(feeds)
+            error = max(map(difference, expected, other.run(feeds)), default=0.0)
+            if error > limit and not stable(reference, feeds, expected, limit):
+                continue  # the dense network itself flips here: this input proves nothing
+            proven += 1
+            if error > worst:
+                worst, failing = error, feeds
+        if not proven:
+            return Verification(False, float(np.inf), 0, limit, "the dense network gives other results when its inputs change in the seventh digit")
     except Exception as error:  # onnxruntime's errors share no type
         return Verification(False, float(np.inf), len(sets), limit, f"the pruned network does not run: {str(error).splitlines()[0][:300]}")
     if worst <= limit:
-        return Verification(True, worst, len(sets), limit)
-    return Verification(False, worst, len(sets), limit, first_difference(model, pruned, plan, sets[0], limit))
+        return Verification(True, worst, proven, limit)
+    return Verification(False, worst, proven, limit, first_difference(model, pruned, plan, failing, limit))
+
+
+def stable(session: Session, feeds: Feeds, expected: list[Any], limit: float) -> bool:
+    """Do the outputs survive a change of the floating-point inputs in their last digits? A detector that ranks boxes
+    whose scores are all but equal does not: there rounding alone reorders the output."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        shaken = {k: (v * (1 + 1e-6 * rng.standard_normal(v.shape))).astype(v.dtype) if v.dtype.kind == "f" else v for k, v in feeds.items()}
+        if max(map(difference, expected, session.run(shaken)), default=0.0) > limit:
+            return False
+    return True
 
 
 def first_difference(model: Model, pruned: Model, plan: Plan | None, feeds: Feeds, limit: float) -> str:

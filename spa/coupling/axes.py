@@ -41,7 +41,7 @@ class Reason:
     approximate: bool = False  # could be removed at the price of exactness
 
     def __str__(self) -> str:
-        return f"{self.text} (node '{self.node}', {self.op})"
+        return f"{self.text} (node '{self.node}', {self.op})" if self.op else self.text
 
 
 @dataclass
@@ -51,14 +51,14 @@ class Op:
     node: ir.Node
     shapes: Shapes
     opset: int
+    inputs: tuple[ir.Value | None, ...] = ()  # as analysed: repair may connect others
+
+    def __post_init__(self) -> None:
+        self.inputs = tuple(self.node.inputs)
 
     @property
     def kind(self) -> str:
         return self.node.op_type
-
-    @property
-    def inputs(self) -> Sequence[ir.Value | None]:
-        return self.node.inputs
 
     @property
     def outputs(self) -> Sequence[ir.Value]:
@@ -69,7 +69,7 @@ class Op:
         return self.node.outputs[0]
 
     def input(self, i: int) -> ir.Value | None:
-        return self.node.inputs[i] if i < len(self.node.inputs) else None
+        return self.inputs[i] if i < len(self.inputs) else None
 
     def attr(self, name: str, default: Any = None) -> Any:
         a = self.node.attributes.get(name)

@@ -122,9 +122,9 @@ class Edit:
 
     def scale_input(self, op: Op, i: int, factor: float) -> None:
         """Multiply constant input i (already sliced) by a number, through a node of its own: the constant may be shared."""
-        value = op.input(i)
+        value = op.node.inputs[i]
         assert value is not None
-        dtype = self.coupling.shapes.dtype[value]
+        dtype = self.coupling.shapes.dtype[op.inputs[i]]  # type: ignore[index]
         number = self.constant(op.node, f"{op.out.name}_scale", np.array(factor, ir.DataType(dtype).numpy()))
         self.connect(op, i, self.insert(op.node, "Mul", [value, number]))
 
@@ -138,7 +138,7 @@ class Edit:
 
     def replace_by_gather(self, op: Op, axis: int, index: Index) -> None:
         """Put a Gather of `index` along `axis` before input 0: for a selection that is no longer a regular range."""
-        x = op.inputs[0]
+        x = op.node.inputs[0]
         assert x is not None
         at = self.constant(op.node, f"{op.out.name}_index{axis}", index.astype(np.int64))
         self.connect(op, 0, self.insert(op.node, "Gather", [x, at], axis=axis))
