@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,6 @@ class Bundle:
 
     path: Path
     manifest: Mapping[str, Any] = field(repr=False)
-    _keep: object = field(default=None, repr=False, compare=False)  # a temporary folder lives as long as its bundle
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -119,9 +119,11 @@ def compile(
     }
     files["manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
     if out is None:
-        folder = tempfile.TemporaryDirectory(prefix="spa-bundle-")
-        _write(Path(folder.name), files)
-        return Bundle(Path(folder.name), manifest, folder)
+        folder = Path(tempfile.mkdtemp(prefix="spa-bundle-"))
+        bundle = Bundle(folder, manifest)
+        weakref.finalize(bundle, shutil.rmtree, folder, ignore_errors=True)  # it lives as long as its bundle
+        _write(folder, files)
+        return bundle
     _place(Path(out), files)
     return Bundle(Path(out), manifest)
 
@@ -176,7 +178,7 @@ def _read(model: Model | onnx.ModelProto | str | os.PathLike[str], name: str | N
 
 def _serialize(message: onnx.ModelProto) -> bytes:
     try:
-        return message.SerializeToString(deterministic=True)
+        return bytes(message.SerializeToString(deterministic=True))
     except Exception as error:
         raise Unsupported("a model of more than 2 GB cannot be compiled", hint="split it, or prune it first") from error
 

@@ -33,8 +33,8 @@ def _versions() -> str:
         except metadata.PackageNotFoundError:
             versions.append(f"{package}=")
     digest = hashlib.sha256()
-    for package in (spa.codegen, spa.runtime):
-        root = Path(package.__path__[0])
+    for module in (spa.codegen, spa.runtime):
+        root = Path(module.__path__[0])
         for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".c", ".h", ".mjs", ".ts")):
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return " ".join([*versions, digest.hexdigest()])

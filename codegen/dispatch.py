@@ -1,8 +1,8 @@
 """Which layers run on kernels of our own instead of what TVM generates: the one place where that is decided.
 
 The network is still ONNX here, prepared: static shapes, constants folded, weights at hand with their zeros. `choose`
-asks each family in turn; the first that offers a kernel gets the layer, with everything fused into it. The layer's node then
-becomes a call of that kernel, its packed weights become constants, and Relax never sees the operator.
+asks each family in turn; the first that offers a kernel gets the layer. Its node then becomes a call
+of that kernel, its packed weights become constants, and Relax never sees the operator.
 
 To add a family: a module in `codegen/kernels/` with a function `offer(layer, target) -> Kernel | None`, and its row in
 `FAMILIES`.

@@ -22,76 +22,12 @@ TEMPLATES = Path(spa.runtime.__path__[0])
 HEADER_BYTES = ALIGNMENT  # of an instance, before its arena
 EXPORTS = ("instance_bytes", "arena_bytes", "input_bytes", "output_bytes", "init", "run")
 KEYWORDS = frozenset(  # of C and C++
-    {
-        # fmt: off
-        "alignas",
-        "alignof",
-        "and",
-        "asm",
-        "auto",
-        "bool",
-        "break",
-        "case",
-        "catch",
-        "char",
-        "class",
-        "const",
-        "constexpr",
-        "continue",
-        "default",
-        "delete",
-        "do",
-        "double",
-        "else",
-        "enum",
-        "explicit",
-        "export",
-        "extern",
-        "false",
-        "float",
-        "for",
-        "friend",
-        "goto",
-        "if",
-        "inline",
-        "int",
-        "long",
-        "main",
-        "namespace",
-        "new",
-        "not",
-        "nullptr",
-        "operator",
-        "or",
-        "private",
-        "protected",
-        "public",
-        "register",
-        "restrict",
-        "return",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "switch",
-        "template",
-        "this",
-        "throw",
-        "true",
-        "try",
-        "typedef",
-        "typename",
-        "union",
-        "unsigned",
-        "using",
-        "virtual",
-        "void",
-        "volatile",
-        "while",
-        "xor",
-        # fmt: on
-    }
+    """
+    alignas alignof and asm auto bool break case catch char class const constexpr continue default delete do
+    double else enum explicit export extern false float for friend goto if inline int long main namespace new not
+    nullptr operator or private protected public register restrict return short signed sizeof static struct switch
+    template this throw true try typedef typename union unsigned using virtual void volatile while xor
+    """.split()  # noqa: SIM905  # a list takes sixty lines
 )
 
 

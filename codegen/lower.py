@@ -14,6 +14,7 @@ import onnx
 from spa.codegen import dispatch, link, loader, tvm_api
 from spa.codegen.plan_memory import plan_memory
 from spa.codegen.prepare import interface, prepare
+from spa.codegen.schedule import schedule
 from spa.codegen.target import Target
 
 
@@ -34,6 +35,7 @@ def compile_target(
     chosen = dispatch.dispatch(prepared, target)
     own = {op: (kernel.build(), layer.output) for op, (layer, kernel) in chosen.kernels.items()}
     lowered = tvm_api.lower(tvm_api.import_onnx(chosen.model, own), inputs, outputs, target)
+    lowered = schedule(lowered, own)
     program = lowered.program
     name = link.c_name(title)
     symbols = {kernel: f"{name}__{kernel}" for kernel in lowered.kernels}

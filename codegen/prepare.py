@@ -103,10 +103,10 @@ def _fix_shapes(model: onnx.ModelProto, shapes: Shapes) -> None:
     changed = False
     for name, value in inputs.items():
         declared = _dims(value)
-        shape: Sequence[int | str] | None = shapes.get(name)
-        if shape is None and declared is not None:
-            shape = [bound.get(d, d) if isinstance(d, str) else d for d in declared]
-        if shape is None or any(isinstance(d, str) for d in shape):
+        known: Sequence[int | str] | None = shapes.get(name)
+        if known is None and declared is not None:
+            known = [bound.get(d, d) if isinstance(d, str) else d for d in declared]
+        if known is None or any(isinstance(d, str) for d in known):
             example = ",".join(str(d) if isinstance(d, int) else "1" for d in declared) if declared else "1,3,224,224"
             raise Unsupported(
                 "the shape of an input is not fixed; memory is planned ahead, so it must be",
@@ -116,7 +116,7 @@ def _fix_shapes(model: onnx.ModelProto, shapes: Shapes) -> None:
         if declared is None or any(isinstance(d, str) for d in declared):
             changed = True
             value.CopyFrom(
-                helper.make_tensor_value_info(name, value.type.tensor_type.elem_type, [int(d) for d in shape])
+                helper.make_tensor_value_info(name, value.type.tensor_type.elem_type, [int(d) for d in known])
             )
     if changed:  # what was inferred for other shapes must not be believed
         del model.graph.value_info[:]
@@ -214,6 +214,7 @@ def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
     """Opset 18 for older models: the importer reads the older forms of several operators wrongly."""
     if _opset(model) >= MIN_OPSET:
         return model
+    model.ir_version = max(model.ir_version, 4)  # below, the converter wants weights among the inputs
     try:
         return version_converter.convert_version(model, 18)
     except Exception as error:

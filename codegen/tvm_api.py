@@ -224,18 +224,8 @@ def lower(module: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], targ
 
 def _check_alone(name: str, kernel: PrimFunc) -> None:
     """Sorting and the like call back into TVM's library: those cannot run alone."""
-    found: list[str] = []
-
-    def look(call: Any) -> None:
-        op = getattr(call.op, "name", "")
-        if op.startswith(("tirx.tvm_call_packed", "tirx.tvm_call_cpacked")):
-            found.append(str(call.args[0]))
-
-    tvm_ffi.structural_walk(kernel.body, (tvm.ir.Call, look))
-    if found:
-        raise Unsupported(
-            "an operator needs TVM's own library at run time", f"kernel {name}, {found[0]}", "replace this operator"
-        )
+    if _op_names(kernel.body) & {"tvm_call_packed", "tvm_call_cpacked", "tvm_call_packed_lowered"}:
+        raise Unsupported("an operator needs TVM's own library at run time", f"kernel {name}", "replace this operator")
 
 
 def _walk(main: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Program:
@@ -305,7 +295,7 @@ def _nbytes(ty: Any) -> int:
     if dims is None or not all(isinstance(d, (int, tirx.IntImm)) for d in dims):
         raise Unsupported(f"a shape known only at run time: {_text(ty)}", hint="fix the shapes of the inputs")
     dtype = tvm.DataType(str(ty.dtype))
-    return math.prod(int(d) for d in dims) * (int(dtype.bits) * int(dtype.lanes) + 7) // 8
+    return math.prod(int(d) for d in dims) * ((int(dtype.bits) * int(dtype.lanes) + 7) // 8)
 
 
 # ---------------------------------------------------------------------------------------------- emit
@@ -430,3 +420,56 @@ def emit(lowered: Lowered, target: Target, symbols: dict[str, str], directory: P
     except Exception as error:
         raise Unsupported(f"TVM cannot generate code for {target.name}: {_first_line(error)}") from error
     return Object(path.read_bytes(), scratch)
+
+
+# ------------------------------------------------------------------------------------------ schedules
+
+ScheduleError = s_tir.schedule.schedule.ScheduleError
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    """What a schedule asks of a block. Axes by their position: `extents` of all, those that are `reductions`, the
+    last that is none (`last_spatial`, -1 without), whether some read has that one last (`last_axis_contiguous`), and
+    the spatial ones that this read does not depend on (`shared`). `conditional`: reads are guarded by a condition."""
+
+    extents: tuple[int, ...]
+    reductions: tuple[int, ...]
+    last_spatial: int
+    last_axis_contiguous: bool
+    shared: tuple[int, ...]
+    conditional: bool
+
+
+def new_schedule(kernel: PrimFunc) -> Any:
+    return s_tir.Schedule(tvm.IRModule({"main": kernel}), error_render_level="none")
+
+
+def block_facts(schedule: Any, block: Any) -> BlockFacts:
+    statement = schedule.get(block)
+    axes = list(statement.iter_vars)
+    reductions = tuple(i for i, axis in enumerate(axes) if int(axis.iter_type) == tirx.IterVar.CommReduce)
+    spatial = [i for i in range(len(axes)) if i not in reductions]
+    last = spatial[-1] if spatial else -1
+    row = next((r for r in statement.reads if last >= 0 and r.region and _uses(r.region[-1].min, axes[last].var)), None)
+    shared = [] if row is None else [i for i in spatial if not any(_uses(d.min, axes[i].var) for d in row.region)]
+    extents = tuple(int(axis.dom.extent) for axis in axes)
+    conditional = "if_then_else" in _op_names(statement.body)
+    return BlockFacts(extents, reductions, last, row is not None, tuple(shared), conditional)
+
+
+def _op_names(body: Any) -> set[str]:
+    names: set[str] = set()
+    tvm_ffi.structural_walk(body, (tvm.ir.Call, lambda call: names.add(getattr(call.op, "name", "").split(".")[-1])))
+    return names
+
+
+def _uses(expr: Any, var: Any) -> bool:
+    found = False
+
+    def look(seen: Any) -> None:
+        nonlocal found
+        found = found or seen.same_as(var)
+
+    tvm_ffi.structural_walk(expr, (tirx.Var, look))
+    return found

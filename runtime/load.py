@@ -43,7 +43,7 @@ class Target:
 
 
 def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle. Raises `UsageError` for a folder that is none and `ModelError` for an unreadable one."""
+    """The manifest of a bundle. Raises `UsageError` where there is none, `ModelError` for an unreadable one."""
     path = bundle / "manifest.json"
     if not path.is_file():
         raise UsageError(

@@ -194,8 +194,8 @@ class Wasmtime:
         slot = tables[0] + 4 * len(self._input_at)
         _fail(exports[f"{target.prefix}_init"](self._store, memory, size, slot), target.prefix)
         instance = int.from_bytes(self._memory.read(self._store, slot, slot + 4), "little")
-        function = exports[f"{target.prefix}_run"]
-        self._step = lambda: function(self._store, instance, *tables)
+        self._run = exports[f"{target.prefix}_run"]
+        self._arguments = (instance, *tables)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         for at, array in zip(self._input_at, ordered(feeds, self.target.inputs), strict=True):
@@ -208,7 +208,7 @@ class Wasmtime:
 
     def step(self) -> float:
         begin = time.perf_counter()
-        code = self._step()
+        code = self._run(self._store, *self._arguments)
         seconds = time.perf_counter() - begin
         _fail(code, self.target.prefix)
         return seconds

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+
+HEAVY = ("tvm", "ziglang", "wasmtime")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing comes from the user's cache, and nothing gets into it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [m for m in HEAVY if importlib.util.find_spec(m) is None]
+    for item in items:
+        if missing and item.get_closest_marker("codegen"):
+            item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(missing)}"))
