@@ -149,6 +149,16 @@ def test_the_dynamic_target_keeps_the_meaning_for_every_size() -> None:
         assert run(folded, feeds)[0].shape == run(model, feeds)[0].shape == (n, t, 2, 2)
 
 
+def test_a_target_of_minus_one_works_for_an_empty_batch() -> None:
+    text = """agraph (float[N,3,4] x) => (float[N,12] y) {
+        s = Shape<start = 0, end = 1>(x)  m = Constant<value_ints = [12]>()  t = Concat<axis = 0>(s, m)
+        y = Reshape(x, t) }"""
+    model = parse(text)
+    folded = check_rewrite(Fold(), model, ["Reshape"])
+    empty = {"x": np.zeros((0, 3, 4), np.float32)}
+    assert run(folded, empty)[0].shape == run(model, empty)[0].shape == (0, 12)
+
+
 def test_swapped_dynamic_dimensions_stay_computed() -> None:
     """[T, N] over data [N, T] is neither 0 nor -1."""
     text = """agraph (float[N,T,4] x) => (float[T,N,4] y) {
