@@ -1,7 +1,7 @@
 """Compare a bundle made from digits.onnx with the network it came from: size, accuracy, and numbers.
 
-    spa prune models/digits.onnx -o out/digits --target host --calib models/digits.npz --shape x:1,1,8,8
-    python models/evaluate.py out/digits
+spa prune models/digits.onnx -o out/digits --macs 0.5 --target host --shape x:1,1,8,8
+python models/evaluate.py out/digits
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ def main(bundle: Path) -> None:
         "pruned, onnxruntime": by_onnxruntime(pruned, images),
         f"pruned, {library.name}": by_bundle(bundle, images),
     }
-    sizes = [(HERE / "digits.onnx").stat().st_size, pruned.stat().st_size, sum(f.stat().st_size for f in (bundle / "host").iterdir())]
+    sizes = [
+        (HERE / "digits.onnx").stat().st_size,
+        pruned.stat().st_size,
+        sum(f.stat().st_size for f in (bundle / "host").iterdir()),
+    ]
     table = Table("", "parameters", "MACs", "bytes on disk", "test accuracy")
     for (name, found), cost, size in zip(logits.items(), [dense_cost, pruned_cost, pruned_cost], sizes, strict=True):
         accuracy = float(np.mean(found.argmax(1) == labels))
