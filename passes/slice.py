@@ -9,12 +9,11 @@ from spa.coupling import Coupling
 from spa.coupling.analysis import Mask
 from spa.coupling.edit import Edit
 from spa.coupling.rules import table
-from spa.shapes import SHAPE_OPS
+from spa.shapes import SHAPE_OPS, constants, tensor_of
 
 
-def slice_channels(coupling: Coupling, gone: dict[int, Mask]) -> dict[str, list[object]]:
-    """Cut `coupling.model` in place. `gone[dim]` marks the indices to remove. Returns the shape constants, indices and
-    the like that changed: name -> [before, after]."""
+def slice_channels(coupling: Coupling, gone: dict[int, Mask]) -> Edit:
+    """Cut `coupling.model` in place. `gone[dim]` marks the indices to remove. The `Edit` tells what else changed."""
     edit = Edit(coupling, gone)
     tainted = size_dependent(edit)
     for op in coupling.ops:
@@ -35,7 +34,7 @@ def slice_channels(coupling: Coupling, gone: dict[int, Mask]) -> dict[str, list[
         if value.shape is not None and shape is not None and len(shape) == len(value.shape):
             refresh_shape(edit, value, shape)
     drop_dead(coupling.model.ir)
-    return edit.constants
+    return edit
 
 
 def size_dependent(edit: Edit) -> set[ir.Value]:
@@ -73,6 +72,28 @@ def cut_constant(edit: Edit, value: ir.Value) -> None:
     else:
         value.const_value = cut
     value.shape = left
+
+
+def transplant(cut: ir.Model, whole: ir.Model) -> None:
+    """Carry the shorter constants of `cut`, whose local functions were expanded, over to `whole`, which kept them."""
+    tensors = {name: tensor_of(value) for value, name in constants(cut).items()}
+    for value, name in constants(whole).items():
+        tensor, old = tensors.get(name), tensor_of(value)
+        if tensor is None or old is None or tensor.shape == old.shape:
+            continue
+        node = value.producer()
+        if node is None:
+            value.const_value, value.shape = tensor, ir.Shape(tensor.shape)
+        else:
+            node.attributes["value"] = ir.AttrTensor("value", tensor)
+    shapes = {v.name: v.shape for n in cut.graph.all_nodes() for v in n.outputs}
+    for node in whole.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = shapes.get(value.name)
+    for function in whole.functions.values():
+        for node in function.all_nodes():
+            for value in node.outputs:
+                value.shape = None
 
 
 def refresh_shape(edit: Edit, value: ir.Value, shape: tuple[int, ...]) -> None:

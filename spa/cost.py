@@ -16,11 +16,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spa.coupling.axes import Op, Slot
-from spa.shapes import constant_tensor, free_symbols, infer
+from spa.model import Model, inlined
+from spa.shapes import free_symbols, infer, tensor_of
 
 if TYPE_CHECKING:
     from spa.coupling.analysis import Coupling, Mask
-    from spa.model import Model
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def mac_slots(op: Op) -> list[Slot]:
 
 def inspect(model: Model, sizes: dict[str, int] | None = None) -> Cost:
     """The cost at the given sizes; symbolic leading axes count as 1, others as in `spa.shapes.SIZES`."""
+    model = inlined(model)
     given = {s: 1 for s, lead in free_symbols(model.ir, sizes or {}).items() if lead} | (sizes or {})
     shapes = infer(model.ir, given)
     opsets = dict(model.ir.opset_imports)
@@ -87,16 +88,16 @@ def inspect(model: Model, sizes: dict[str, int] | None = None) -> Cost:
             macs = math.prod(_size(op, s) for s in slots) if (slots := mac_slots(op)) else 0
         params = size = 0
         for v in node.inputs:
-            tensor = _tensor_of(v)
+            tensor = tensor_of(v)
             if tensor is not None and v not in seen and tensor.size > 1:
                 seen.add(v)
                 size += tensor.nbytes
-                params += tensor.size if tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8 and tensor.dtype != ir.DataType.BOOL else 0
+                params += tensor.size if is_parameter(tensor) else 0
         if params or macs:
             layers.append(Layer(node.name or node.outputs[0].name or "", node.op_type, params, macs, size, shapes.shape.get(node.outputs[0]) or ()))
-    tensors = [t for v in shapes.shape if (t := _tensor_of(v)) is not None]
+    tensors = [t for v in shapes.shape if (t := tensor_of(v)) is not None]
     return Cost(
-        params=sum(t.size for t in tensors if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8 and t.dtype != ir.DataType.BOOL),
+        params=sum(t.size for t in tensors if is_parameter(t)),
         macs=sum(layer.macs for layer in layers),
         bytes=sum(t.nbytes for t in tensors),
         peak_activation_bytes=peak(model.ir.graph, shapes.shape, shapes.dtype),
@@ -110,13 +111,10 @@ def _size(op: Op, slot: Slot) -> int:
     return op.shape(value)[axis]
 
 
-def _tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
-    if value is None:
-        return None
-    if value.is_initializer():
-        return value.const_value
-    node = value.producer()
-    return constant_tensor(node) if node is not None and node.op_type == "Constant" and node.domain == "" else None
+def is_parameter(tensor: ir.TensorProtocol) -> bool:
+    """Floating-point, or an integer of at most 8 bits: a quantised weight."""
+    dtype = tensor.dtype
+    return dtype.is_floating_point() or (dtype.is_integer() and dtype.bitwidth <= 8)
 
 
 def peak(graph: ir.Graph, shapes: dict[ir.Value, tuple[int, ...] | None], dtypes: dict[ir.Value, int]) -> int:
@@ -159,11 +157,11 @@ class Budget:
             if all(coupling.shapes.shape.get(v) is not None for v in [*op.inputs, *op.outputs] if v is not None and v.name) and (slots := mac_slots(op)):
                 term("macs", slots, 1)
         for value in coupling.constants:
-            tensor, shape = _tensor_of(value), coupling.shapes.shape.get(value) or ()
+            tensor, shape = tensor_of(value), coupling.shapes.shape.get(value) or ()
             if tensor is not None:
                 slots = [(value, a) for a in range(len(shape))]
                 term("bytes", slots, tensor.dtype.bitwidth / 8)
-                if tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8 and tensor.dtype != ir.DataType.BOOL:
+                if is_parameter(tensor):
                     term("params", slots, 1)
 
     def of(self, kind: str, gone: dict[int, Mask]) -> float:

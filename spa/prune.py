@@ -8,7 +8,7 @@ from typing import Any
 from spa.coupling import Coupling, analyze
 from spa.inputs import Feeds
 from spa.model import Model
-from spa.passes.slice import slice_channels
+from spa.passes.slice import slice_channels, transplant
 from spa.pipeline import Result
 from spa.plan import Plan, gone_from, plan
 from spa.verify import Verification, require, verify
@@ -23,8 +23,12 @@ def apply(model: Model, plan: Plan, *, sizes: dict[str, int] | None = None) -> R
         return Result(copy, plan)
     approximate = any(not g.get("exact", True) and g.get("removed") for g in plan.groups)
     coupling = analyze(copy, sizes=sizes, allow_approximate=approximate)
-    constants = slice_channels(coupling, gone_from(coupling, plan.removed))
-    return Result(copy, replace(plan, constants=constants))
+    edit = slice_channels(coupling, gone_from(coupling, plan.removed))
+    out = coupling.model
+    if out is not copy and not edit.rewired:  # no node had to change: the local functions can stay
+        transplant(out.ir, copy.ir)
+        out = copy
+    return Result(out, replace(plan, constants=edit.constants))
 
 
 def prune(

@@ -316,6 +316,34 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     return None
 
 
+def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or of the output of a Constant node; None for any other value."""
+    if value is None:
+        return None
+    if value.is_initializer():
+        return value.const_value
+    node = value.producer()
+    return constant_tensor(node) if node is not None and node.op_type == "Constant" and node.domain == "" else None
+
+
+ORIGIN = "spa.origin"  # in Value.meta: what a plan calls a constant that was expanded out of a local function
+
+
+def constants(model: ir.Model) -> dict[ir.Value, str]:
+    """Every initializer and Constant output, in subgraphs and local functions too, and the name a plan gives it."""
+    found: dict[ir.Value, str] = {}
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        found.update((v, v.name or "") for v in graph.initializers.values())
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and node.domain == "" and constant_tensor(node) is not None:
+            found[node.outputs[0]] = str(node.outputs[0].meta.get(ORIGIN, node.outputs[0].name))
+    for function in model.functions.values():
+        for node in function.all_nodes():
+            if node.op_type == "Constant" and node.domain == "" and constant_tensor(node) is not None:
+                found[node.outputs[0]] = f"{function.domain}::{function.name}/{node.outputs[0].name}"
+    return found
+
+
 def subgraphs(attr: ir.Attr) -> Iterator[ir.Graph]:
     if attr.type == ir.AttributeType.GRAPH:
         yield attr.as_graph()

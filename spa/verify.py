@@ -20,7 +20,7 @@ import onnx_ir as ir
 from spa import inputs as drawing
 from spa.errors import CheckFailed
 from spa.inputs import Feeds
-from spa.shapes import constant_tensor, free_symbols, infer
+from spa.shapes import constants, free_symbols, infer, tensor_of
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -52,7 +52,7 @@ class Verification:
 def masked(model: Model, removed: Removed) -> Model:
     """The dense network with the removed slices set to zero."""
     copy = model.clone()
-    table = constants(copy.ir)
+    table = {name: value for value, name in constants(copy.ir).items()}
     keep, zeros = set(), {}
     for node in copy.ir.graph.all_nodes():
         keep.update(v.name for i in KEPT.get(node.op_type, ()) if i < len(node.inputs) and (v := node.inputs[i]) is not None)
@@ -84,16 +84,8 @@ def masked(model: Model, removed: Removed) -> Model:
     return copy
 
 
-def constants(model: ir.Model) -> dict[str, ir.Value]:
-    """Name -> value of every initializer and Constant output, in subgraphs too."""
-    found = {v.name or "": v for g in [model.graph, *model.graph.subgraphs()] for v in g.initializers.values()}
-    found.update({n.outputs[0].name or "": n.outputs[0] for n in model.graph.all_nodes() if n.op_type == "Constant" and n.domain == ""})
-    return found
-
-
 def _tensor(value: ir.Value) -> ir.TensorProtocol:
-    node = value.producer()
-    tensor = value.const_value if node is None else constant_tensor(node)
+    tensor = tensor_of(value)
     assert tensor is not None
     return tensor
 
@@ -137,11 +129,14 @@ def difference(a: Any, b: Any) -> float:
     if not np.array_equal(finite, np.isfinite(b)):
         return float(np.inf)
     a, b = a[finite], b[finite]
-    return float(np.abs(a - b).max() / (a.std() + 1e-6)) if a.size else 0.0
+    if not a.size:
+        return 0.0
+    spread = max(a.std(), 1e-3 * float(np.sqrt(np.mean(a * a))), 1e-9)  # a single number has no spread, only a size
+    return float(np.abs(a - b).max() / spread)
 
 
 def tolerance(model: Model) -> float:
-    kinds = {_tensor(v).dtype for v in constants(model.ir).values()}
+    kinds = {_tensor(v).dtype for v in constants(model.ir)}
     low = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
     return TOLERANCE_LOW if kinds & low else TOLERANCE
 

@@ -21,7 +21,7 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     for text in texts:
         name, _, dims = text.rpartition(":")
         try:
-            shape = tuple(int(d) for d in dims.split(",")) if dims else ()
+            shape = tuple(int(d) for d in dims.split(","))
         except ValueError:
             shape = (0,)
         if not name or any(d < 1 for d in shape):

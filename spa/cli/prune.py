@@ -168,9 +168,9 @@ def cost_of(model: Model, sizes: dict[str, int]) -> dict[str, int]:
 def nonzero(model: Model) -> int:
     import numpy as np
 
-    from spa.verify import constants
+    from spa.shapes import constants, tensor_of
 
-    tensors = [v.const_value for v in constants(model.ir).values() if v.const_value is not None and v.const_value.dtype.is_floating_point()]
+    tensors = [t for v in constants(model.ir) if (t := tensor_of(v)) is not None and t.dtype.is_floating_point()]
     return sum(int(np.count_nonzero(t.numpy())) for t in tensors)
 
 

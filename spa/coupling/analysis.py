@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
@@ -16,10 +15,9 @@ from spa.coupling import groups as grouping
 from spa.coupling.axes import Axes, Op, Reason, Slot
 from spa.coupling.groups import Closure, Dims, Labels
 from spa.coupling.rules import table
-from spa.shapes import Shapes, constant_tensor, infer, subgraphs
-
-if TYPE_CHECKING:
-    from spa.model import Model
+from spa.model import Model, inlined
+from spa.shapes import Shapes, infer, subgraphs, tensor_of
+from spa.shapes import constants as constant_names
 
 Mask = npt.NDArray[np.bool_]
 # positions where masking leaves a constant as it is: zero would not be neutral there (interface.md, "removed")
@@ -109,21 +107,24 @@ class Coupling:
 
 
 def analyze(model: Model, *, sizes: dict[str, int] | None = None, allow_approximate: bool = False) -> Coupling:
-    """Couple the channels of a network. Linear in nodes and channels; no weight is read.
+    """Couple the channels of a network, local functions expanded (`Coupling.model`). Linear in nodes and channels; no weight is read.
 
     `sizes` fixes symbolic dimensions; `allow_approximate` lets groups be pruned whose removal is not exactly the same
     as masking (normalisation over the axis), marked `exact=False`.
     """
+    model = inlined(model)
     shapes = infer(model.ir, sizes)
     axes = Axes(shapes, allow_approximate)
     opsets = dict(model.ir.opset_imports)
     ops = [Op(n, shapes, n.version or opsets.get(n.domain, 1)) for n in nodes(model.ir.graph)]
-    constants = constant_values(model.ir)
+    constants = constant_names(model.ir)
     protect(axes, ops, constants)
+    doubt_carried(axes, ops)
     for op in ops:
         axes.op = op
         state(op, axes)
     axes.op = None
+    tie_copies(axes, constants)
     for value in [*model.ir.graph.inputs, *model.ir.graph.outputs]:
         if value not in constants:
             kind = "input" if value.is_graph_input() else "output"
@@ -147,20 +148,14 @@ def nodes(graph: ir.Graph) -> Iterator[ir.Node]:
         yield node
 
 
-def constant_values(model: ir.Model) -> dict[ir.Value, str]:
-    found: dict[ir.Value, str] = {}
-
-    def visit(graph: ir.Graph) -> None:
-        found.update((v, v.name or "") for v in graph.initializers.values())
-        for node in graph:
-            if node.op_type == "Constant" and node.domain == "" and constant_tensor(node) is not None:
-                found[node.outputs[0]] = node.outputs[0].name or ""
-            for attr in node.attributes.values():
-                for body in subgraphs(attr):
-                    visit(body)
-
-    visit(model.graph)
-    return found
+def tie_copies(axes: Axes, constants: dict[ir.Value, str]) -> None:
+    """A constant of a local function stands once per call after inlining: all copies lose the same slices."""
+    first: dict[str, ir.Value] = {}
+    for value, name in constants.items():
+        twin = first.setdefault(name, value)
+        if twin is not value:
+            for axis in range(len(axes.shapes.shape.get(value) or ())):
+                axes.same((twin, axis), (value, axis))
 
 
 def protect(axes: Axes, ops: list[Op], constants: dict[ir.Value, str]) -> None:
@@ -168,6 +163,15 @@ def protect(axes: Axes, ops: list[Op], constants: dict[ir.Value, str]) -> None:
         for i in PROTECTED.get(op.kind, ()):
             value = op.input(i)
             if value in constants:
+                for axis in range(len(op.shape(value))):
+                    axes.mark((value, axis), False)
+
+
+def doubt_carried(axes: Axes, ops: list[Op]) -> None:
+    """What enters a loop body may have gone round already: only its owner's rule, which speaks later, knows more."""
+    for op in ops:
+        if op.kind in ("Loop", "Scan"):
+            for value in op.node.attributes["body"].as_graph().inputs:
                 for axis in range(len(op.shape(value))):
                     axes.mark((value, axis), False)
 
@@ -200,8 +204,8 @@ def parameter_slots(axes: Axes, dims: Dims, constants: dict[ir.Value, str]) -> d
 
 def is_weight(value: ir.Value) -> bool:
     """Floating-point or quantised: something training made, not an index or a shape."""
-    dtype = value.const_value.dtype if value.const_value is not None else value.dtype
-    return dtype is not None and (dtype.is_floating_point() or dtype in QUANTISED)
+    tensor = tensor_of(value)
+    return tensor is not None and (tensor.dtype.is_floating_point() or tensor.dtype in QUANTISED)
 
 
 QUANTISED = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
@@ -250,7 +254,7 @@ def name_groups(axes: Axes, dims: Dims, found: list[Closure], constants: dict[ir
 def _name(closure: Closure, dims_: list[int], parameters: dict[int, list[tuple[ir.Value, int]]], used: dict[str, int]) -> str:
     """The producing weight's axis, as `name:axis`; the output axis of a weight rather than its input axis."""
     slots = [s for d in dims_ for s in parameters[d]]
-    value, axis = min(slots, key=lambda s: (len(s[0].const_value.shape) < 2 if s[0].const_value is not None else True, s[1]))
+    value, axis = min(slots, key=lambda s: (len(tensor_of(s[0]).shape) < 2, s[1]))  # type: ignore[union-attr]
     base = f"{value.name}:{axis}"
     used[base] = used.get(base, 0) + 1
     return base if used[base] == 1 else f"{base}#{used[base]}"

@@ -25,6 +25,7 @@ class Edit:
     gone: dict[int, Mask]
     constants: dict[str, list[Any]] = field(default_factory=dict)  # name -> [before, after]
     names: set[str] = field(default_factory=set)
+    rewired: bool = False  # did any node change?
 
     # -- what is left
 
@@ -73,6 +74,9 @@ class Edit:
     # -- changes
 
     def set_attr(self, op: Op, name: str, value: Any) -> None:
+        if value == op.attr(name):
+            return
+        self.rewired = True
         if value is None:
             op.node.attributes.pop(name, None)
         else:
@@ -90,6 +94,7 @@ class Edit:
         self.connect(op, i, self.constant(op.node, f"{op.out.name}_{i}", array))
 
     def connect(self, op: Op, i: int, value: ir.Value) -> None:
+        self.rewired = True
         if i >= len(op.node.inputs):
             op.node.resize_inputs(i + 1)
         op.node.replace_input_with(i, value)
@@ -145,6 +150,7 @@ class Edit:
 
     def take_over(self, after: ir.Node, value: ir.Value, node: ir.Node, *, keep: ir.Node) -> None:
         """`node` goes in behind `after`, and its output takes the name and the readers of `value`."""
+        self.rewired = True
         name, out = value.name, node.outputs[0]
         value.replace_all_uses_with(out, replace_graph_outputs=True)
         keep.replace_input_with(0, value)

@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from spa.coupling import Coupling, Group
-from spa.shapes import constant_tensor
+from spa.shapes import tensor_of
 
 Score = npt.NDArray[np.float64]
 
@@ -27,15 +28,15 @@ ORDERS = {"l1": 1, "l2": 2}
 def magnitude(coupling: Coupling, criterion: str = "l2", aggregate: str = "mean") -> dict[str, Score]:
     """Group id -> score per channel [size], mean 1. Each weight is read once."""
     order = ORDERS[criterion]
-    norms: dict[tuple[object, int], Score] = {}
-    needed: dict[object, set[int]] = {}
+    norms: dict[tuple[ir.Value, int], Score] = {}
+    needed: dict[ir.Value, set[int]] = {}
     for group in coupling.groups:
         for dim in group.labels:
             for value, axis in coupling.parameters.get(dim, ()):
                 needed.setdefault(value, set()).add(axis)
     for value, axes in needed.items():
-        node = value.producer()  # type: ignore[attr-defined]
-        tensor = constant_tensor(node) if node is not None else value.const_value  # type: ignore[attr-defined]
+        tensor = tensor_of(value)
+        assert tensor is not None
         weights = np.abs(tensor.numpy().astype(np.float64))
         if order == 2:
             weights *= weights
@@ -44,7 +45,7 @@ def magnitude(coupling: Coupling, criterion: str = "l2", aggregate: str = "mean"
     return {g.id: _score(coupling, g, norms, order, AGGREGATES[aggregate]) for g in coupling.groups}
 
 
-def _score(coupling: Coupling, group: Group, norms: dict[tuple[object, int], Score], order: int, aggregate: Callable[[Score], Score]) -> Score:
+def _score(coupling: Coupling, group: Group, norms: dict[tuple[ir.Value, int], Score], order: int, aggregate: Callable[[Score], Score]) -> Score:
     rows = []
     for dim, labels in group.labels.items():
         held = labels >= 0

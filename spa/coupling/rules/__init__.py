@@ -19,7 +19,7 @@ from spa.coupling.axes import Axes, Op
 if TYPE_CHECKING:
     from spa.coupling.edit import Edit
 
-FAMILIES = ("elementwise", "contraction", "normalization", "pooling", "reduction", "reshape", "movement", "indexing")
+FAMILIES = ("elementwise", "contraction", "normalization", "pooling", "reduction", "reshape", "movement", "indexing", "control")
 
 
 @dataclass(frozen=True)
