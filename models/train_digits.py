@@ -117,8 +117,6 @@ def main() -> None:
     export(model, torch.from_numpy(test_x[:2]), HERE / "digits.onnx", "digits")
     arrays = {"x": x[:CALIBRATION], "calib_x": x[:CALIBRATION], "test_x": test_x, "test_y": test_y.astype(np.int64)}
     np.savez_compressed(HERE / "digits.npz", **arrays)
-        HERE / "digits.npz", x=x[:CALIBRATION], calib_x=x[:CALIBRATION], test_x=test_x, test_y=test_y.astype(np.int64)
-    )
     print(f"test accuracy {accuracy(HERE / 'digits.onnx', test_x, test_y):.2%} of {len(test_y)} images")
 
 
