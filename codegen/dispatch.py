@@ -53,7 +53,7 @@ Offer = Callable[[Layer, Target], Kernel | None]
 FAMILIES: tuple[Offer, ...] = ()
 
 
-def choose(layer: Layer, target: Target, families: Sequence[Offer] = FAMILIES) -> Kernel | None:
+def choose(layer: Layer, target: Target, families: Sequence[Offer]) -> Kernel | None:
     """The first kernel that a family offers for this layer, or None: then it is TVM's."""
     for offer in families:
         kernel = offer(layer, target)
@@ -70,7 +70,7 @@ class Chosen:
     kernels: Mapping[str, tuple[Layer, Kernel]]
 
 
-def dispatch(model: onnx.ModelProto, target: Target, families: Sequence[Offer] = FAMILIES) -> Chosen:
+def dispatch(model: onnx.ModelProto, target: Target, families: Sequence[Offer]) -> Chosen:
     """Choose for every node of a prepared model. The input is not changed."""
     result = onnx.ModelProto()
     result.CopyFrom(model)

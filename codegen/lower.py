@@ -32,7 +32,7 @@ def compile_target(
     """Compile for one target. Deterministic: the same model and target give the same bytes. Raises `Unsupported`."""
     prepared = prepare(model, shapes, tvm_api.imported_ops())
     inputs, outputs = interface(prepared)
-    chosen = dispatch.dispatch(prepared, target)
+    chosen = dispatch.dispatch(prepared, target, dispatch.FAMILIES)
     own = {op: (kernel.build(), layer.output) for op, (layer, kernel) in chosen.kernels.items()}
     lowered = tvm_api.lower(tvm_api.import_onnx(chosen.model, own), inputs, outputs, target)
     lowered = schedule(lowered, own)

@@ -36,6 +36,8 @@ except ImportError as error:
 
 STACK_BYTES = 1024  # allocations of this size or more leave the stack (TVM would ask its runtime for them)
 
+OPAQUE = 8  # operator pattern of a kernel that must not be fused with its neighbours: it brings its own epilogue
+
 PrimFunc = Any  # tirx.PrimFunc: TVM ships no types
 Converter = Callable[[Any, Sequence[Any], dict[str, Any], Any], Any]
 
@@ -105,7 +107,7 @@ def _converters(extra: dict[str, Converter]) -> Iterator[None]:
 
 def _call_kernel(kernel: PrimFunc, name: str, dtype: str, shape: tuple[int, ...]) -> Converter:
     def convert(bb: Any, inputs: Sequence[Any], attr: dict[str, Any], params: Any) -> Any:
-        var = bb.add_func(kernel, name)
+        var = bb.add_func(kernel.with_attr("op_pattern", OPAQUE), name)
         return bb.emit(relax.call_tir(var, list(inputs), relax.TensorType(shape, dtype)))
 
     return convert

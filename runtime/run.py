@@ -220,14 +220,14 @@ class Node:
     """The ES module in a Node process, as a user of the bundle would load it."""
 
     def __init__(self, target: Target) -> None:
-        self.target = target
+        self.target, node = target, need("node")
         target.file(target.library)
         module = target.file(f"{target.prefix}.mjs").resolve()
         script = Path(__file__).parent / "wasm" / "node.mjs"
         self._folder = tempfile.TemporaryDirectory(prefix="spa-")
         self._errors = (Path(self._folder.name) / "stderr").open("w+")
         self._process = subprocess.Popen(
-            [need("node"), str(script), module.as_uri(), self._folder.name],
+            [node, str(script), module.as_uri(), self._folder.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
