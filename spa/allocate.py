@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spa.cost import Budget
 from spa.coupling import Coupling, Group
 from spa.coupling.analysis import Mask
-from spa.cost import Budget
 from spa.errors import CheckFailed
 from spa.importance.magnitude import Score
 
@@ -95,7 +95,9 @@ def bisect(sequence: list[Chunk], fits: Callable[[list[Chunk]], bool]) -> int:
     return low
 
 
-def by_cost(coupling: Coupling, sequence: list[Chunk], kind: str, limit: float, *, overhead: float = 0.0) -> list[Chunk]:
+def by_cost(
+    coupling: Coupling, sequence: list[Chunk], kind: str, limit: float, *, overhead: float = 0.0
+) -> list[Chunk]:
     """As few chunks as bring the total of `kind` (macs, params, bytes) down to `limit`.
 
     Raises `CheckFailed`, saying how far it gets, where all chunks together do not suffice."""

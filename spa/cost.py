@@ -94,7 +94,16 @@ def inspect(model: Model, sizes: dict[str, int] | None = None) -> Cost:
                 size += tensor.nbytes
                 params += tensor.size if is_parameter(tensor) else 0
         if params or macs:
-            layers.append(Layer(node.name or node.outputs[0].name or "", node.op_type, params, macs, size, shapes.shape.get(node.outputs[0]) or ()))
+            layers.append(
+                Layer(
+                    node.name or node.outputs[0].name or "",
+                    node.op_type,
+                    params,
+                    macs,
+                    size,
+                    shapes.shape.get(node.outputs[0]) or (),
+                )
+            )
     tensors = [t for v in shapes.shape if (t := tensor_of(v)) is not None]
     return Cost(
         params=sum(t.size for t in tensors if is_parameter(t)),
@@ -121,7 +130,11 @@ def peak(graph: ir.Graph, shapes: dict[ir.Value, tuple[int, ...] | None], dtypes
     """Bytes of live activations at the worst moment, nodes run in their order, inputs and outputs counted."""
 
     def size(v: ir.Value) -> int:
-        return math.prod(shapes.get(v) or ()) * max(1, ir.DataType(dtypes[v]).bitwidth // 8) if v in dtypes and shapes.get(v) else 0
+        return (
+            math.prod(shapes.get(v) or ()) * max(1, ir.DataType(dtypes[v]).bitwidth // 8)
+            if v in dtypes and shapes.get(v)
+            else 0
+        )
 
     readers = Counter(v for node in graph for v in node.inputs if v is not None)
     readers.update(graph.outputs)
@@ -136,7 +149,11 @@ def peak(graph: ir.Graph, shapes: dict[ir.Value, tuple[int, ...] | None], dtypes
             if v is None:
                 continue
             readers[v] -= 1
-            if not readers[v] and not v.is_initializer() and (v.producer() is None or v.producer().op_type != "Constant"):  # type: ignore[union-attr]
+            if (
+                not readers[v]
+                and not v.is_initializer()
+                and (v.producer() is None or v.producer().op_type != "Constant")
+            ):  # type: ignore[union-attr]
                 live -= size(v)
     return top
 
@@ -154,7 +171,9 @@ class Budget:
             self.terms[kind].append((fixed, [of[s] for s in slots if s in of]))
 
         for op in coupling.ops:
-            if all(coupling.shapes.shape.get(v) is not None for v in [*op.inputs, *op.outputs] if v is not None and v.name) and (slots := mac_slots(op)):
+            if all(
+                coupling.shapes.shape.get(v) is not None for v in [*op.inputs, *op.outputs] if v is not None and v.name
+            ) and (slots := mac_slots(op)):
                 term("macs", slots, 1)
         for value in coupling.constants:
             tensor, shape = tensor_of(value), coupling.shapes.shape.get(value) or ()

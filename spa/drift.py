@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spa.model import Model
 
 MAX_DRIFT = 0.05  # relative output error that is tolerated when no budget is named
-LEVELS = 64  # the share of the sequence of offers is found to within 1 / LEVELS
+LEVELS = 256  # the share of the sequence of offers is found to within 1 / LEVELS
 SAMPLES = 4  # random inputs where there is no calibration data
 
 
@@ -58,7 +58,9 @@ def plan_by_drift(
     measured: dict[int, float] = {0: 0.0}
 
     def plan_at(level: int) -> Plan:
-        return from_masks(coupling, allocate.chosen(coupling, sequence[: round(len(sequence) * level / LEVELS)]), scores)
+        return from_masks(
+            coupling, allocate.chosen(coupling, sequence[: round(len(sequence) * level / LEVELS)]), scores
+        )
 
     def fits(level: int) -> bool:
         if level not in measured:
@@ -76,5 +78,11 @@ def plan_by_drift(
             low = middle
         else:
             high = middle
-    facts = {"limit": limit, "value": measured[low], "inputs": len(sets), "data": "given" if feeds else "random", "share_of_offers": low / LEVELS}
+    facts = {
+        "limit": limit,
+        "value": measured[low],
+        "inputs": len(sets),
+        "data": "given" if feeds else "random",
+        "share_of_offers": low / LEVELS,
+    }
     return plan_at(low), facts

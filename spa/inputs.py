@@ -40,7 +40,13 @@ def index_limit(value: ir.Value, shapes: Shapes, depth: int = 0) -> int | None:
             data = node.inputs[table[0]]
             shape = shapes.shape.get(data) if data is not None else None
             if shape:
-                axis = -1 if table[1] == "last" else int(node.attributes[table[1]].as_int()) if table[1] in node.attributes else 0
+                axis = (
+                    -1
+                    if table[1] == "last"
+                    else int(node.attributes[table[1]].as_int())
+                    if table[1] in node.attributes
+                    else 0
+                )
                 limits.append(shape[axis])
         elif (node.op_type, position) in LENGTHS:
             x = shapes.shape.get(node.inputs[0]) if node.inputs[0] is not None else None
@@ -53,7 +59,14 @@ def index_limit(value: ir.Value, shapes: Shapes, depth: int = 0) -> int | None:
     return min(limits) if limits else None
 
 
-def draw(model: Model, *, seed: int = 0, sizes: dict[str, int] | None = None, integers: str = "traced", shapes: Shapes | None = None) -> Feeds:
+def draw(
+    model: Model,
+    *,
+    seed: int = 0,
+    sizes: dict[str, int] | None = None,
+    integers: str = "traced",
+    shapes: Shapes | None = None,
+) -> Feeds:
     """One set of inputs. Floats are standard normal, booleans fair; integers lie in the range of the table they index;
     where they index none, `integers` says what: "traced" (0 or 1), "ones" or "zeros"."""
     shapes = shapes or infer(model.ir, sizes)
@@ -65,7 +78,9 @@ def draw(model: Model, *, seed: int = 0, sizes: dict[str, int] | None = None, in
             continue
         shape = input_shape(value, shapes.sizes)
         if shape is None or value.dtype is None or value.dtype == ir.DataType.STRING:
-            raise UsageError(f"cannot draw the input '{value.name}' ({value.type}, shape {value.shape})", hint="--inputs FILE.npz")
+            raise UsageError(
+                f"cannot draw the input '{value.name}' ({value.type}, shape {value.shape})", hint="--inputs FILE.npz"
+            )
         dtype = value.dtype.numpy()
         if value.dtype.is_floating_point():
             array = rng.standard_normal(shape)
@@ -95,11 +110,17 @@ def load(path: str | Path, model: Model) -> list[Feeds]:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the inputs: {error}", str(path), "an .npz file with one array per network input") from None
+        raise UsageError(
+            f"cannot read the inputs: {error}", str(path), "an .npz file with one array per network input"
+        ) from None
     initial = {v.name for v in model.ir.graph.initializers.values()}
     names = [v.name or "" for v in model.ir.graph.inputs if v.name not in initial]
     if missing := [n for n in names if n not in arrays]:
-        raise UsageError(f"no array for the input '{missing[0]}'; the file has {sorted(arrays)}", str(path), f"name the arrays {names}")
+        raise UsageError(
+            f"no array for the input '{missing[0]}'; the file has {sorted(arrays)}",
+            str(path),
+            f"name the arrays {names}",
+        )
     ranks = {v.name: None if v.shape is None else len(v.shape) for v in model.ir.graph.inputs}
     several = all(ranks[n] is not None and arrays[n].ndim == ranks[n] + 1 for n in names)  # type: ignore[operator]
     if not several:
@@ -109,4 +130,8 @@ def load(path: str | Path, model: Model) -> list[Feeds]:
 
 def none_runs(model: Model, why: str) -> CheckFailed:
     inputs = ", ".join(f"{v.name} {v.dtype} {v.shape}" for v in model.ir.graph.inputs)
-    return CheckFailed(f"no drawn input makes the network run: {why}", f"inputs {inputs}", "--inputs FILE.npz with one array per input, or --shape NAME:1,3,224,224")
+    return CheckFailed(
+        f"no drawn input makes the network run: {why}",
+        f"inputs {inputs}",
+        "--inputs FILE.npz with one array per input, or --shape NAME:1,3,224,224",
+    )

@@ -44,14 +44,26 @@ class Plan:
     def from_json(text: str, where: str = "plan") -> Plan:
         try:
             data = json.loads(text)
-            removed = {str(n): {str(int(a)): [int(i) for i in index] for a, index in axes.items()} for n, axes in data["removed"].items()}
+            removed = {
+                str(n): {str(int(a)): [int(i) for i in index] for a, index in axes.items()}
+                for n, axes in data["removed"].items()
+            }
             schema = data["schema"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"not a plan: {type(error).__name__}: {error}", where, "a file written by `spa prune --plan`") from None
+            raise UsageError(
+                f"not a plan: {type(error).__name__}: {error}", where, "a file written by `spa prune --plan`"
+            ) from None
         if schema != SCHEMA:
-            raise UsageError(f"plan schema {schema} is not the one understood here ({SCHEMA})", where, "write the plan again")
+            raise UsageError(
+                f"plan schema {schema} is not the one understood here ({SCHEMA})", where, "write the plan again"
+            )
         return Plan(
-            data.get("model", {}), removed, data.get("groups", []), data.get("blocked", []), data.get("constants", {}), data.get("pipeline", "slice")
+            data.get("model", {}),
+            removed,
+            data.get("groups", []),
+            data.get("blocked", []),
+            data.get("constants", {}),
+            data.get("pipeline", "slice"),
         )
 
     @staticmethod
@@ -84,12 +96,18 @@ def gone_from(coupling: Coupling, removed: Removed) -> dict[int, Mask]:
     values = {name: value for value, name in coupling.constants.items()}
     for name, axes in removed.items():
         if name not in values:
-            raise UsageError(f"the plan removes slices of '{name}', which this network does not have", hint="replay a plan on the network it was made for, or a retrained one")
+            raise UsageError(
+                f"the plan removes slices of '{name}', which this network does not have",
+                hint="replay a plan on the network it was made for, or a retrained one",
+            )
         shape = coupling.shapes.shape.get(values[name]) or ()
         for axis, index in axes.items():
             dim = coupling.dims.of.get((values[name], int(axis)))
             if dim is None or (index and max(index) >= shape[int(axis)]):
-                raise UsageError(f"the plan removes slices of '{name}' along axis {axis} that it does not have (shape {shape})", hint="replay it on the network it was made for")
+                raise UsageError(
+                    f"the plan removes slices of '{name}' along axis {axis} that it does not have (shape {shape})",
+                    hint="replay it on the network it was made for",
+                )
             mask = want.setdefault(dim, np.zeros(coupling.dims.size[dim], bool))
             mask[index] = True
     masks: Chosen = {}
@@ -104,7 +122,10 @@ def gone_from(coupling: Coupling, removed: Removed) -> dict[int, Mask]:
         masks[group.id] = whole & held
     gone = coupling.removal(masks)
     if removed_slices(coupling, gone) != {n: {a: sorted(i) for a, i in axes.items()} for n, axes in removed.items()}:
-        raise UsageError("the plan's slices are no union of this network's coupled channels", hint="replay it on the network it was made for")
+        raise UsageError(
+            "the plan's slices are no union of this network's coupled channels",
+            hint="replay it on the network it was made for",
+        )
     return gone
 
 
@@ -113,7 +134,10 @@ def matcher(patterns: Sequence[str], coupling: Coupling) -> Callable[[Group], bo
     if not patterns:
         return lambda group: False
     by_node = {
-        v.name or "": o.node.name or "" for o in coupling.ops for v in [*o.inputs, *o.outputs] if v is not None and any(fnmatch(o.node.name or "", p) for p in patterns)
+        v.name or "": o.node.name or ""
+        for o in coupling.ops
+        for v in [*o.inputs, *o.outputs]
+        if v is not None and any(fnmatch(o.node.name or "", p) for p in patterns)
     }
 
     def hit(group: Group) -> bool:
@@ -150,7 +174,10 @@ def plan(
 
     given = {k: v for k, v in {"ratio": ratio, "macs": macs, "params": params, "size": size}.items() if v is not None}
     if len(given) != 1:
-        raise UsageError(f"one budget is needed, {len(given)} given: {', '.join(given) or 'none'}", hint="one of ratio, macs, params, size")
+        raise UsageError(
+            f"one budget is needed, {len(given)} given: {', '.join(given) or 'none'}",
+            hint="one of ratio, macs, params, size",
+        )
     coupling = groups or analyze(model)
     scope = ("local" if ratio is not None else "global") if scope == "auto" else scope
     spared = matcher(keep, coupling)
@@ -190,11 +217,29 @@ def from_masks(coupling: Coupling, masks: Chosen, scores: dict[str, Any] | None 
         mask = masks.get(g.id, np.zeros(g.size, bool))
         score = scores[g.id].round(6).tolist() if scores and g.id in scores else []
         members = [{"value": m.value, "axis": m.axis} for m in g.members]
-        groups.append({"id": g.id, "size": g.size, "removed": np.flatnonzero(mask).tolist(), "exact": g.exact, "members": members, "score": score})
+        groups.append(
+            {
+                "id": g.id,
+                "size": g.size,
+                "removed": np.flatnonzero(mask).tolist(),
+                "exact": g.exact,
+                "members": members,
+                "score": score,
+            }
+        )
     blocked = [
-        {"group": b.group, "reason": b.reason.text, "node": b.reason.node, "op": b.reason.op, "axis": b.reason.axis} for b in coupling.blocked
+        {"group": b.group, "reason": b.reason.text, "node": b.reason.node, "op": b.reason.op, "axis": b.reason.axis}
+        for b in coupling.blocked
     ]
     if not coupling.groups and not blocked:
-        blocked.append({"group": "", "reason": "the network has no weights whose channels could be removed", "node": "", "op": "", "axis": None})
+        blocked.append(
+            {
+                "group": "",
+                "reason": "the network has no weights whose channels could be removed",
+                "node": "",
+                "op": "",
+                "axis": None,
+            }
+        )
     model = {"name": coupling.model.name, "sha256": coupling.model.sha256}
     return Plan(model, removed_slices(coupling, gone), groups, blocked)

@@ -51,7 +51,14 @@ def prune(
 
 
 def finish(
-    model: Model, decided: Plan, *, check: bool = True, seed: int = 0, inputs: list[Feeds] | None = None, sizes: dict[str, int] | None = None, fold: bool = True
+    model: Model,
+    decided: Plan,
+    *,
+    check: bool = True,
+    seed: int = 0,
+    inputs: list[Feeds] | None = None,
+    sizes: dict[str, int] | None = None,
+    fold: bool = True,
 ) -> Result:
     """Apply a plan, verify the result, fold it, and verify that too."""
     result = apply(model, decided, sizes=sizes)

@@ -34,7 +34,17 @@ EVALUATED = 1 << 16  # elements: results of arithmetic on known tensors up to th
 SIZES = (((2, 64), (3, 96)), ((2, 224), (3, 256)), ((2, 16), (3, 24)), ((2, 4096), (3, 5120)), ((1, 64), (1, 96)))
 # their results depend on no element of the input, only on its shape
 SHAPE_OPS = {"Shape", "Size"}
-UNEVALUATED = {"If", "Loop", "Scan", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+UNEVALUATED = {
+    "If",
+    "Loop",
+    "Scan",
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+}
 
 
 @dataclass
@@ -64,7 +74,9 @@ def infer(model: ir.Model, sizes: dict[str, int] | None = None) -> Shapes:
         return _join(run, other, sizes or {})
     best: tuple[Instance, Instance, dict[str, int]] | None = None
     for first, second in SIZES:
-        a, b = ({s: pick[0] if lead else pick[1] for s, lead in symbols.items()} | (sizes or {}) for pick in (first, second))
+        a, b = (
+            {s: pick[0] if lead else pick[1] for s, lead in symbols.items()} | (sizes or {}) for pick in (first, second)
+        )
         if first == second or a == b:
             continue
         left = Instance(model, a, UNKNOWN[0])
@@ -112,7 +124,11 @@ def symbol(value: ir.Value, axis: int, dim: Any) -> str:
 
 def _names(text: str) -> list[str]:
     try:
-        return [n.id for n in ast.walk(ast.parse(text, mode="eval")) if isinstance(n, ast.Name)] if "/" not in text else [text]
+        return (
+            [n.id for n in ast.walk(ast.parse(text, mode="eval")) if isinstance(n, ast.Name)]
+            if "/" not in text
+            else [text]
+        )
     except SyntaxError:
         return [text]
 
@@ -191,7 +207,12 @@ class Instance:
                 self.body(node, body)
         operands = [v for v in node.inputs if v is not None]
         shaped = node.op_type in SHAPE_OPS and node.domain == "" and self.shape(operands[0]) is not None
-        if shaped or (operands and node.domain == "" and node.op_type not in UNEVALUATED and all(v in self.known for v in operands)):
+        if shaped or (
+            operands
+            and node.domain == ""
+            and node.op_type not in UNEVALUATED
+            and all(v in self.known for v in operands)
+        ):
             if self.evaluate(node):
                 return
         found = self.infer(node)
@@ -222,7 +243,11 @@ class Instance:
         self.graph(body)
 
     def evaluate(self, node: ir.Node) -> bool:
-        out = self.shape_of(node) if node.op_type in SHAPE_OPS else fold(node, [self.known.get(v) if v else None for v in node.inputs], self.opsets)
+        out = (
+            self.shape_of(node)
+            if node.op_type in SHAPE_OPS
+            else fold(node, [self.known.get(v) if v else None for v in node.inputs], self.opsets)
+        )
         if out is None or len(out) != len(node.outputs):
             return False
         if any(not isinstance(a, np.ndarray | np.generic) or a.size > EVALUATED for a in out):
@@ -236,7 +261,9 @@ class Instance:
         dims = np.array(self.shape(node.inputs[0]), np.int64)  # type: ignore[arg-type]
         if node.op_type == "Size":
             return [np.array(dims.prod(), np.int64)]
-        start, end = (node.attributes[k].as_int() if k in node.attributes else d for k, d in (("start", 0), ("end", len(dims))))
+        start, end = (
+            node.attributes[k].as_int() if k in node.attributes else d for k, d in (("start", 0), ("end", len(dims)))
+        )
         return [dims[start:end]]
 
     def infer(self, node: ir.Node) -> dict[str, TypeProto]:
@@ -248,12 +275,20 @@ class Instance:
         types = {v.name or "": self.types[v] for v in node.inputs if v is not None and v in self.types}
         if any(v is not None and v not in self.types for v in node.inputs):
             return {}
-        data = {v.name or "": numpy_helper.from_array(self.known[v]) for v in node.inputs if v is not None and v in self.known and self.known[v].size <= 4096}
+        data = {
+            v.name or "": numpy_helper.from_array(self.known[v])
+            for v in node.inputs
+            if v is not None and v in self.known and self.known[v].size <= 4096
+        }
         version = node.version or self.opsets.get(node.domain, 1)
         try:
             schema = defs.get_schema(node.op_type, version, node.domain)
-            return shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data, None, self.opset_protos)
-        except Exception:  # the op rejects these sizes: another assignment may do, and an unknown shape blocks what touches it
+            return shape_inference.infer_node_outputs(
+                schema, ir.serde.serialize_node(node), types, data, None, self.opset_protos
+            )
+        except (
+            Exception
+        ):  # the op rejects these sizes: another assignment may do, and an unknown shape blocks what touches it
             self.failures += 1
             return {}
 
@@ -287,7 +322,7 @@ class Instance:
         """Put the stand-in where a size depends on data."""
         if kind.HasField("tensor_type") and kind.tensor_type.HasField("shape"):
             for dim in kind.tensor_type.shape.dim:
-                if not dim.HasField("dim_value") or dim.dim_value == 0 and not dim.HasField("dim_value"):
+                if not dim.HasField("dim_value") or (dim.dim_value == 0 and not dim.HasField("dim_value")):
                     dim.dim_value = self.unknown
                     self.guessed = True
         return kind
@@ -377,14 +412,20 @@ def fold(node: ir.Node, operands: list[Array | None], opsets: dict[str, int]) ->
             if kind == "Cast" and operands[0] is not None:
                 return [operands[0].astype(helper.tensor_dtype_to_np_dtype(_attr(node, "to")))]
             if kind in ("Unsqueeze", "Squeeze") and operands[0] is not None:
-                axes = _attr(node, "axes") if len(operands) < 2 or operands[1] is None else operands[1].reshape(-1).tolist()
+                axes = (
+                    _attr(node, "axes")
+                    if len(operands) < 2 or operands[1] is None
+                    else operands[1].reshape(-1).tolist()
+                )
                 if kind == "Unsqueeze":
                     return [np.expand_dims(operands[0], tuple(int(a) for a in axes))]
                 return [np.squeeze(operands[0], None if axes is None else tuple(int(a) for a in axes))]
             version = node.version or opsets.get("", 18)
             proto = ir.serde.serialize_node(node)
             untyped = helper.make_empty_tensor_value_info
-            graph = helper.make_graph([proto], "f", [untyped(n) for n in dict.fromkeys(proto.input) if n], [untyped(n) for n in proto.output])
+            graph = helper.make_graph(
+                [proto], "f", [untyped(n) for n in dict.fromkeys(proto.input) if n], [untyped(n) for n in proto.output]
+            )
             single = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
             feeds = {v.name or "": o for v, o in zip(node.inputs, operands, strict=True) if v is not None}
             return list(ReferenceEvaluator(single).run(None, feeds))  # type: ignore[arg-type]
@@ -394,7 +435,12 @@ def fold(node: ir.Node, operands: list[Array | None], opsets: dict[str, int]) ->
 
 def _contrib(node: ir.Node, types: list[TypeProto | None]) -> dict[str, TypeProto]:
     """Output types of the com.microsoft ops that onnxruntime's optimizer emits; ONNX has no schema for them."""
-    shapes = [None if t is None or not t.tensor_type.HasField("shape") else tuple(d.dim_value for d in t.tensor_type.shape.dim) for t in types]
+    shapes = [
+        None
+        if t is None or not t.tensor_type.HasField("shape")
+        else tuple(d.dim_value for d in t.tensor_type.shape.dim)
+        for t in types
+    ]
     if not types or types[0] is None or not shapes or shapes[0] is None:
         return {}
     dtype, x, kind = types[0].tensor_type.elem_type, shapes[0], node.op_type
@@ -404,7 +450,10 @@ def _contrib(node: ir.Node, types: list[TypeProto | None]) -> dict[str, TypeProt
     if kind == "EmbedLayerNormalization" and shapes[2]:
         hidden, mask = shapes[2][-1], (x[0],)
         out: list[Shape] = [(*x, hidden), mask, (*x, hidden)]
-        return {n: _tensor(types[2].tensor_type.elem_type if i != 1 else 6, s) for i, (n, s) in enumerate(zip(name, out, strict=False))}  # type: ignore[union-attr]
+        return {
+            n: _tensor(types[2].tensor_type.elem_type if i != 1 else 6, s)
+            for i, (n, s) in enumerate(zip(name, out, strict=False))
+        }  # type: ignore[union-attr]
     if kind == "Attention" and node.domain == "com.microsoft" and weight:
         sizes = _attr(node, "qkv_hidden_sizes") or [weight[1] // 3] * 3
         return {name[0]: _tensor(dtype, (*x[:2], int(sizes[2])))}
@@ -431,7 +480,23 @@ def _contrib(node: ir.Node, types: list[TypeProto | None]) -> dict[str, TypeProt
                     dims[-1], dims[-2] = dims[-2], dims[-1]
             batch = np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2]))
             return {name[0]: _tensor(dtype, (*batch, a[-2], b[-1]))}
-        keep = [a for a in plain.attribute if a.name in ("alpha", "beta", "transA", "transB", "group", "pads", "strides", "dilations", "kernel_shape", "auto_pad")]
+        keep = [
+            a
+            for a in plain.attribute
+            if a.name
+            in (
+                "alpha",
+                "beta",
+                "transA",
+                "transB",
+                "group",
+                "pads",
+                "strides",
+                "dilations",
+                "kernel_shape",
+                "auto_pad",
+            )
+        ]
         del plain.attribute[:]
         plain.attribute.extend(keep)
         del plain.input[3:]

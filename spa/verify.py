@@ -31,8 +31,21 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 TOLERANCE = 1e-3  # of the output's spread, float32
 TOLERANCE_LOW = 0.05  # float16, bfloat16 and quantised networks
-KEPT = {"Div": (1,), "Pow": (0, 1), "Reciprocal": (0,), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "Log": (0,)}
-ZERO_POINT = {"DequantizeLinear": (0, 2), "QLinearConv": (3, 5), "QLinearMatMul": (3, 5), "ConvInteger": (1, 3), "MatMulInteger": (1, 3)}
+KEPT = {
+    "Div": (1,),
+    "Pow": (0, 1),
+    "Reciprocal": (0,),
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "Log": (0,),
+}
+ZERO_POINT = {
+    "DequantizeLinear": (0, 2),
+    "QLinearConv": (3, 5),
+    "QLinearMatMul": (3, 5),
+    "ConvInteger": (1, 3),
+    "MatMulInteger": (1, 3),
+}
 
 
 @dataclass(frozen=True)
@@ -55,10 +68,24 @@ def masked(model: Model, removed: Removed) -> Model:
     table = {name: value for value, name in constants(copy.ir).items()}
     keep, zeros = set(), {}
     for node in copy.ir.graph.all_nodes():
-        keep.update(v.name for i in KEPT.get(node.op_type, ()) if i < len(node.inputs) and (v := node.inputs[i]) is not None)
+        keep.update(
+            v.name for i in KEPT.get(node.op_type, ()) if i < len(node.inputs) and (v := node.inputs[i]) is not None
+        )
         weight, zero = ZERO_POINT.get(node.op_type, (0, 0))
-        if zero and zero < len(node.inputs) and (z := node.inputs[zero]) is not None and (w := node.inputs[weight]) is not None and z.name in table:
-            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1 if node.op_type == "DequantizeLinear" else 0
+        if (
+            zero
+            and zero < len(node.inputs)
+            and (z := node.inputs[zero]) is not None
+            and (w := node.inputs[weight]) is not None
+            and z.name in table
+        ):
+            axis = (
+                node.attributes["axis"].as_int()
+                if "axis" in node.attributes
+                else 1
+                if node.op_type == "DequantizeLinear"
+                else 0
+            )
             zeros[w.name] = (_tensor(table[z.name or ""]).numpy(), axis)
     for name, axes in removed.items():
         if name in keep:
@@ -102,7 +129,9 @@ class Session:
             options = ort.SessionOptions()
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 4
-            self.session: ort.InferenceSession = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session: ort.InferenceSession = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -117,7 +146,13 @@ class Session:
 def difference(a: Any, b: Any) -> float:
     """The largest |a - b| over the spread (standard deviation) of a; inf where shapes or finiteness differ."""
     if isinstance(a, list | dict) or isinstance(b, list | dict):
-        pairs = zip(a, b, strict=False) if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) else [(0, [0])] if type(a) is not type(b) else []
+        pairs = (
+            zip(a, b, strict=False)
+            if isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
+            else [(0, [0])]
+            if type(a) is not type(b)
+            else []
+        )
         return max((difference(x, y) if not isinstance(y, list) else np.inf for x, y in pairs), default=0.0)
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
@@ -137,11 +172,25 @@ def difference(a: Any, b: Any) -> float:
 
 def tolerance(model: Model) -> float:
     kinds = {_tensor(v).dtype for v in constants(model.ir)}
-    low = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
+    low = {
+        ir.DataType.FLOAT16,
+        ir.DataType.BFLOAT16,
+        ir.DataType.INT8,
+        ir.DataType.UINT8,
+        ir.DataType.INT4,
+        ir.DataType.UINT4,
+    }
     return TOLERANCE_LOW if kinds & low else TOLERANCE
 
 
-def feeds_for(session: Session, model: Model, count: int, seed: int, given: list[Feeds] | None, sizes: dict[str, int] | None = None) -> list[Feeds]:
+def feeds_for(
+    session: Session,
+    model: Model,
+    count: int,
+    seed: int,
+    given: list[Feeds] | None,
+    sizes: dict[str, int] | None = None,
+) -> list[Feeds]:
     """Inputs on which the network runs; with symbolic axes every other set has other sizes."""
     if given is not None:
         return given
@@ -166,18 +215,29 @@ def feeds_for(session: Session, model: Model, count: int, seed: int, given: list
 
 
 def verify(
-    model: Model, pruned: Model, plan: Plan | None = None, *, count: int = 2, seed: int = 0, inputs: list[Feeds] | None = None, sizes: dict[str, int] | None = None
+    model: Model,
+    pruned: Model,
+    plan: Plan | None = None,
+    *,
+    count: int = 2,
+    seed: int = 0,
+    inputs: list[Feeds] | None = None,
+    sizes: dict[str, int] | None = None,
 ) -> Verification:
     """Compare `pruned` with the masked dense network of `plan`, or with `model` itself where there is no plan.
 
     Raises `CheckFailed` where no input can be found on which the dense network runs."""
-    reference = Session(masked(model, plan.removed) if plan is not None else model)
+    dense, pruned = masked(model, plan.removed) if plan is not None else model.clone(), pruned.clone()
+    open_up(dense, pruned)
+    reference = Session(dense)
     limit = tolerance(model)
     sets = feeds_for(reference, model, count, seed, inputs, sizes)
     try:
         other = Session(pruned)
         if reference.outputs != other.outputs:
-            return Verification(False, float(np.inf), 0, limit, f"the outputs are {other.outputs} instead of {reference.outputs}")
+            return Verification(
+                False, float(np.inf), 0, limit, f"the outputs are {other.outputs} instead of {reference.outputs}"
+            )
         worst, proven, failing = 0.0, 0, sets[0]
         for feeds in sets:
             expected = reference.run(feeds)
@@ -188,12 +248,42 @@ def verify(
             if error > worst:
                 worst, failing = error, feeds
         if not proven:
-            return Verification(False, float(np.inf), 0, limit, "the dense network gives other results when its inputs change in the seventh digit")
+            return Verification(
+                False,
+                float(np.inf),
+                0,
+                limit,
+                "the dense network gives other results when its inputs change in the seventh digit",
+            )
     except Exception as error:  # onnxruntime's errors share no type
-        return Verification(False, float(np.inf), len(sets), limit, f"the pruned network does not run: {str(error).splitlines()[0][:300]}")
+        return Verification(
+            False,
+            float(np.inf),
+            len(sets),
+            limit,
+            f"the pruned network does not run: {str(error).splitlines()[0][:300]}",
+        )
     if worst <= limit:
         return Verification(True, worst, proven, limit)
     return Verification(False, worst, proven, limit, first_difference(model, pruned, plan, failing, limit))
+
+
+def open_up(a: Model, b: Model) -> None:
+    """Let both networks also show what a last Softmax or Sigmoid saturates: there a difference could hide."""
+    have = [{v.name: v for n in m.ir.graph for v in n.outputs} for m in (a, b)]
+    shown = {v.name for v in a.ir.graph.outputs}
+    for out in list(a.ir.graph.outputs):
+        node = out.producer()
+        if (
+            node is not None
+            and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh")
+            and node.inputs[0] is not None
+        ):
+            name = node.inputs[0].name
+            if name in have[0] and name in have[1] and name not in shown:
+                for m, values in zip((a, b), have, strict=True):
+                    m.ir.graph.outputs.append(values[name])
+                shown.add(name)
 
 
 def stable(session: Session, feeds: Feeds, expected: list[Any], limit: float) -> bool:
@@ -201,7 +291,10 @@ def stable(session: Session, feeds: Feeds, expected: list[Any], limit: float) ->
     whose scores are all but equal does not: there rounding alone reorders the output."""
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        shaken = {k: (v * (1 + 1e-6 * rng.standard_normal(v.shape))).astype(v.dtype) if v.dtype.kind == "f" else v for k, v in feeds.items()}
+        shaken = {
+            k: (v * (1 + 1e-6 * rng.standard_normal(v.shape))).astype(v.dtype) if v.dtype.kind == "f" else v
+            for k, v in feeds.items()
+        }
         if max(map(difference, expected, session.run(shaken)), default=0.0) > limit:
             return False
     return True
@@ -225,7 +318,13 @@ def first_difference(model: Model, pruned: Model, plan: Plan | None, feeds: Feed
             return ""
     for node, kind, name in order:
         a, b = runs[0].get(name), runs[1].get(name)
-        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.ndim == b.ndim and a.shape == b.shape and difference(a, b) > limit:
+        if (
+            isinstance(a, np.ndarray)
+            and isinstance(b, np.ndarray)
+            and a.ndim == b.ndim
+            and a.shape == b.shape
+            and difference(a, b) > limit
+        ):
             return f"node '{node}' ({kind}), output '{name}'"
     return ""
 

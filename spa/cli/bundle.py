@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 
 def write_bundle(
-    network: Model, result: Result, out: Path, targets: tuple[str, ...], document: dict[str, Any], shapes: dict[str, tuple[int, ...]], *, force: bool
+    network: Model,
+    result: Result,
+    out: Path,
+    targets: tuple[str, ...],
+    document: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    force: bool,
 ) -> dict[str, Any]:
     """Compile for the targets and put model, plan, report and artifacts in place at once. Returns the `targets` of the report."""
     from spa.codegen.bundle import compile
@@ -20,7 +27,10 @@ def write_bundle(
     assert result.plan is not None
     # neither times nor paths: the same run gives the same bytes
     report = {k: v for k, v in document.items() if k not in ("input", "output", "targets", "seconds")}
-    files = {"plan.json": result.plan.to_json().encode(), "report.json": (json.dumps(report, indent=1, default=str) + "\n").encode()}
+    files = {
+        "plan.json": result.plan.to_json().encode(),
+        "report.json": (json.dumps(report, indent=1, default=str) + "\n").encode(),
+    }
     bundle = compile(result.model, targets, out, shapes=shapes, force=force, name=network.name, extra_files=files)
     found = {}
     for name in bundle.targets:

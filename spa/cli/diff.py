@@ -24,7 +24,12 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys([*layers[0], *layers[1]]):
         old, new = layers[0].get(name), layers[1].get(name)
-        if old is not None and new is not None and (old.params, old.macs, old.bytes, old.op, old.shape) == (new.params, new.macs, new.bytes, new.op, new.shape):
+        if (
+            old is not None
+            and new is not None
+            and (old.params, old.macs, old.bytes, old.op, old.shape)
+            == (new.params, new.macs, new.bytes, new.op, new.shape)
+        ):
             continue
         change = "vanished" if new is None else "appeared" if old is None else "changed"
         rows.append({"name": name, "change": change, "before": old and vars(old), "after": new and vars(new)})
@@ -44,7 +49,13 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
             sides = [show(side[key]) if side else "-" for side in (old, new)]
             return sides[0] if sides[0] == sides[1] else f"{sides[0]} > {sides[1]}"
 
-        table.add_row(escape(row["name"]), pair("op", str), pair("shape", lambda s: "x".join(map(str, s))), pair("params"), pair("macs"))
+        table.add_row(
+            escape(row["name"]),
+            pair("op", str),
+            pair("shape", lambda s: "x".join(map(str, s))),
+            pair("params"),
+            pair("macs"),
+        )
     table.add_section()
     table.add_row("total", "", "", *(f"{human(x)} > {human(y)}" for x, y in (totals["params"], totals["macs"])))
     Console().print(table)

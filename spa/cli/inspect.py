@@ -28,7 +28,10 @@ def inspect(model: Path, shapes: tuple[str, ...], allow_approximate: bool, as_js
 
     cost = measure(network, sizes)
     coupling = analyze(network, sizes=sizes, allow_approximate=allow_approximate)
-    groups: list[dict[str, Any]] = [{"id": g.id, "size": g.size, "prunable": True, "exact": g.exact, "members": len(g.members)} for g in coupling.groups]
+    groups: list[dict[str, Any]] = [
+        {"id": g.id, "size": g.size, "prunable": True, "exact": g.exact, "members": len(g.members)}
+        for g in coupling.groups
+    ]
     groups += [{"id": b.group, "size": 0, "prunable": False, "reason": str(b.reason)} for b in coupling.blocked]
     if as_json:
         print_json({"schema": 1, **cost.to_json(), "groups": groups})
@@ -40,7 +43,14 @@ def inspect(model: Path, shapes: tuple[str, ...], allow_approximate: bool, as_js
     console = Console()
     table = Table("layer", "op", "output", "params", "macs", "bytes")
     for layer in cost.layers:
-        table.add_row(escape(layer.name), layer.op, "x".join(map(str, layer.shape)), human(layer.params), human(layer.macs), human(layer.bytes))
+        table.add_row(
+            escape(layer.name),
+            layer.op,
+            "x".join(map(str, layer.shape)),
+            human(layer.params),
+            human(layer.macs),
+            human(layer.bytes),
+        )
     table.add_section()
     table.add_row("total", "", "", human(cost.params), human(cost.macs), human(cost.bytes))
     console.print(table)

@@ -23,7 +23,9 @@ def json_option(function: F) -> F:
 
 
 def shape_option(function: F) -> F:
-    return click.option("--shape", "shapes", multiple=True, metavar="NAME:1,3,224,224", help="Fix the shape of an input.")(function)
+    return click.option(
+        "--shape", "shapes", multiple=True, metavar="NAME:1,3,224,224", help="Fix the shape of an input."
+    )(function)
 
 
 def print_json(document: Any) -> None:
@@ -60,7 +62,9 @@ def sizes_of(model: Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]
     for name, dims in shapes.items():
         value = inputs.get(name)
         if value is None:
-            raise UsageError(f"the network has no input '{name}'", hint=f"its inputs are {sorted(filter(None, inputs))}")
+            raise UsageError(
+                f"the network has no input '{name}'", hint=f"its inputs are {sorted(filter(None, inputs))}"
+            )
         if value.shape is None or len(value.shape) != len(dims):
             raise UsageError(f"input '{name}' has the shape {value.shape}, not {len(dims)} axes")
         for axis, (have, want) in enumerate(zip(value.shape, dims, strict=True)):

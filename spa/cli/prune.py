@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spa.cli.options import human, json_option, parse_bytes, parse_shapes, print_json, refuse_existing, shape_option, sizes_of
+from spa.cli.options import (
+    human,
+    json_option,
+    parse_bytes,
+    parse_shapes,
+    print_json,
+    refuse_existing,
+    shape_option,
+    sizes_of,
+)
 
 if TYPE_CHECKING:
     from spa.model import Model
@@ -18,20 +27,44 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="A .onnx file, or a folder for a bundle.")
-@click.option("--target", "targets", multiple=True, help="host, arm, wasm or cuda; may be repeated. Makes OUT a bundle.")
+@click.option(
+    "--target", "targets", multiple=True, help="host, arm, wasm or cuda; may be repeated. Makes OUT a bundle."
+)
 @click.option("--ratio", type=float, help="Remove this share of the channels of every prunable group.")
 @click.option("--macs", type=float, help="Keep at most this share of the multiply-accumulates.")
 @click.option("--params", type=float, help="Keep at most this share of the parameters.")
 @click.option("--size", help="Keep the written model under this size, such as 2MB.")
-@click.option("--max-drift", type=float, help="Remove as much as keeps the outputs' drift under this (the default, 0.05).")
-@click.option("--criterion", type=click.Choice(["l1", "l2"]), default="l2", show_default=True, help="What makes a channel matter.")
-@click.option("--aggregate", type=click.Choice(["sum", "mean", "max"]), default="mean", show_default=True, help="Over the tensors of a group.")
-@click.option("--scope", type=click.Choice(["local", "global", "auto"]), default="auto", show_default=True, help="Same share everywhere, or the lowest scores of all.")
+@click.option(
+    "--max-drift", type=float, help="Remove as much as keeps the outputs' drift under this (the default, 0.05)."
+)
+@click.option(
+    "--criterion", type=click.Choice(["l1", "l2"]), default="l2", show_default=True, help="What makes a channel matter."
+)
+@click.option(
+    "--aggregate",
+    type=click.Choice(["sum", "mean", "max"]),
+    default="mean",
+    show_default=True,
+    help="Over the tensors of a group.",
+)
+@click.option(
+    "--scope",
+    type=click.Choice(["local", "global", "auto"]),
+    default="auto",
+    show_default=True,
+    help="Same share everywhere, or the lowest scores of all.",
+)
 @click.option("--calib", help="Calibration inputs: FILE.npz, or 'synthetic'.")
 @click.option("--no-compensate", is_flag=True, help="Do not repair what was removed in the consumers.")
-@click.option("--align", type=click.IntRange(1), help="Keep a multiple of this many channels (default 1, with a target its vector width).")
+@click.option(
+    "--align",
+    type=click.IntRange(1),
+    help="Keep a multiple of this many channels (default 1, with a target its vector width).",
+)
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Nodes, weights or groups never touched (glob).")
-@click.option("--allow-approximate", is_flag=True, help="Also prune where the result is only close to the masked network.")
+@click.option(
+    "--allow-approximate", is_flag=True, help="Also prune where the result is only close to the masked network."
+)
 @click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify with (.npz).")
 @shape_option
 @click.option("--no-fold", is_flag=True, help="Do not fold constants and normalisations.")
@@ -75,7 +108,13 @@ def prune(model: Path, **options: Any) -> None:
 
         given = load_inputs(options["inputs"], network) if options["inputs"] else None
         result = finish(
-            network, decided, check=not options["no_verify"], seed=options["seed"], inputs=given, sizes=sizes, fold=not options["no_fold"]
+            network,
+            decided,
+            check=not options["no_verify"],
+            seed=options["seed"],
+            inputs=given,
+            sizes=sizes,
+            fold=not options["no_fold"],
         )
         assert isinstance(result.plan, Plan)
         verified = result.facts["verified"]
@@ -122,7 +161,9 @@ def check_targets(targets: tuple[str, ...]) -> None:
         resolve(name)
 
 
-def decide(network: Model, sizes: dict[str, int], options: dict[str, Any], stage: Any) -> tuple[Any, Any, dict[str, Any]]:
+def decide(
+    network: Model, sizes: dict[str, int], options: dict[str, Any], stage: Any
+) -> tuple[Any, Any, dict[str, Any]]:
     """The plan: replayed, by budget, or by drift."""
     from spa.coupling import analyze
     from spa.plan import Plan, plan
@@ -145,7 +186,15 @@ def decide(network: Model, sizes: dict[str, int], options: dict[str, Any], stage
 
         calib = options["calib"]
         feeds = load_inputs(calib, network) if calib and calib != "synthetic" else None
-        decided, drift = plan_by_drift(network, coupling, budget.get("max_drift", MAX_DRIFT), feeds=feeds, sizes=sizes, seed=options["seed"], **choice)
+        decided, drift = plan_by_drift(
+            network,
+            coupling,
+            budget.get("max_drift", MAX_DRIFT),
+            feeds=feeds,
+            sizes=sizes,
+            seed=options["seed"],
+            **choice,
+        )
         return decided, coupling, {"drift": drift}
     return plan(network, coupling, **budget, **choice), coupling, {}
 
@@ -174,13 +223,22 @@ def nonzero(model: Model) -> int:
     return sum(int(np.count_nonzero(t.numpy())) for t in tensors)
 
 
-def write(network: Model, result: Result, out: Path, targets: tuple[str, ...], document: dict[str, Any], options: dict[str, Any]) -> None:
+def write(
+    network: Model,
+    result: Result,
+    out: Path,
+    targets: tuple[str, ...],
+    document: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
     if out.suffix == ".onnx":
         result.model.save(out, force=options["force"])
         return
     from spa.cli.bundle import write_bundle
 
-    document["targets"] = write_bundle(network, result, out, targets, document, parse_shapes(options["shapes"]), force=options["force"])
+    document["targets"] = write_bundle(
+        network, result, out, targets, document, parse_shapes(options["shapes"]), force=options["force"]
+    )
 
 
 def show(document: dict[str, Any]) -> None:
@@ -194,10 +252,18 @@ def show(document: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     verified = document["verified"]
-    proof = f"equal to the masked network on {verified['inputs']} inputs, error {verified['max_error']:.1e}" if verified else "not verified"
-    console.print(f"{document['pruned_groups']} of {document['groups']} groups pruned, {len(document['blocked'])} blocked; {proof}")
+    proof = (
+        f"equal to the masked network on {verified['inputs']} inputs, error {verified['max_error']:.1e}"
+        if verified
+        else "not verified"
+    )
+    console.print(
+        f"{document['pruned_groups']} of {document['groups']} groups pruned, {len(document['blocked'])} blocked; {proof}"
+    )
     for name, target in document["targets"].items():
-        console.print(f"{name}: {target['path']} ({human(target['bytes'])}B, {human(target['code_bytes'])}B of it code)")
+        console.print(
+            f"{name}: {target['path']} ({human(target['bytes'])}B, {human(target['code_bytes'])}B of it code)"
+        )
     for b in document["blocked"][: 5 if document["pruned_groups"] else 20] if not document["pruned_groups"] else []:
         console.print(f"blocked: {b['group']}: {b['reason']} (node '{b['node']}')", markup=False)
     console.print(f"{document['output'] or 'dry run: nothing was written'}  ({document['seconds']} s)", markup=False)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spa.coupling import groups as grouping
-from spa.coupling.axes import Axes, Op, Reason, Slot
+from spa.coupling.axes import Axes, Op, Reason
 from spa.coupling.groups import Closure, Dims, Labels
 from spa.coupling.rules import table
 from spa.model import Model, inlined
@@ -21,7 +21,14 @@ from spa.shapes import constants as constant_names
 
 Mask = npt.NDArray[np.bool_]
 # positions where masking leaves a constant as it is: zero would not be neutral there (interface.md, "removed")
-PROTECTED = {"Div": (1,), "Pow": (0, 1), "Reciprocal": (0,), "Log": (0,), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
+PROTECTED = {
+    "Div": (1,),
+    "Pow": (0, 1),
+    "Reciprocal": (0,),
+    "Log": (0,),
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,13 @@ def analyze(model: Model, *, sizes: dict[str, int] | None = None, allow_approxim
             axes.freeze_all(value, f"{kind} '{value.name}' of the network")
     for slot in list(axes.size):
         value, axis = slot
-        if axis is not None and isinstance(value, ir.Value) and value in shapes.dynamic and axis < len(shapes.dynamic[value]) and shapes.dynamic[value][axis]:
+        if (
+            axis is not None
+            and isinstance(value, ir.Value)
+            and value in shapes.dynamic
+            and axis < len(shapes.dynamic[value])
+            and shapes.dynamic[value][axis]
+        ):
             axes.freeze(slot, "the size of this axis is dynamic")
     dims = grouping.contract(axes)
     found = grouping.closures(dims, relevant(axes, dims, constants))
@@ -197,7 +210,13 @@ def parameter_slots(axes: Axes, dims: Dims, constants: dict[ir.Value, str]) -> d
     found: dict[int, list[tuple[ir.Value, int]]] = {}
     for dim, slots in enumerate(dims.slots):
         for value, axis in slots:
-            if isinstance(value, ir.Value) and axis is not None and value in constants and (value, axis) not in axes.kernel and is_weight(value):
+            if (
+                isinstance(value, ir.Value)
+                and axis is not None
+                and value in constants
+                and (value, axis) not in axes.kernel
+                and is_weight(value)
+            ):
                 found.setdefault(dim, []).append((value, axis))
     return found
 
@@ -220,7 +239,9 @@ def relevant(axes: Axes, dims: Dims, constants: dict[ir.Value, str]) -> Mask:
     return np.isin(component, list(live))
 
 
-def name_groups(axes: Axes, dims: Dims, found: list[Closure], constants: dict[ir.Value, str]) -> tuple[list[Group], list[Blocked]]:
+def name_groups(
+    axes: Axes, dims: Dims, found: list[Closure], constants: dict[ir.Value, str]
+) -> tuple[list[Group], list[Blocked]]:
     parameters = parameter_slots(axes, dims, constants)
     prunable: list[Group] = []
     blocked: list[Blocked] = []
@@ -251,7 +272,9 @@ def name_groups(axes: Axes, dims: Dims, found: list[Closure], constants: dict[ir
     return prunable, blocked
 
 
-def _name(closure: Closure, dims_: list[int], parameters: dict[int, list[tuple[ir.Value, int]]], used: dict[str, int]) -> str:
+def _name(
+    closure: Closure, dims_: list[int], parameters: dict[int, list[tuple[ir.Value, int]]], used: dict[str, int]
+) -> str:
     """The producing weight's axis, as `name:axis`; the output axis of a weight rather than its input axis."""
     slots = [s for d in dims_ for s in parameters[d]]
     value, axis = min(slots, key=lambda s: (len(tensor_of(s[0]).shape) < 2, s[1]))  # type: ignore[union-attr]

@@ -149,7 +149,9 @@ class Axes:
         if m == n and len(i) == n and np.array_equal(i, j) and np.array_equal(i, np.arange(n)):
             self.same(a, b)
         elif m > 1 and n > 1:
-            self.links.append((a, b, np.asarray(i, np.int64), np.asarray(j, np.int64), self.op.node if self.op else None))
+            self.links.append(
+                (a, b, np.asarray(i, np.int64), np.asarray(j, np.int64), self.op.node if self.op else None)
+            )
         elif m > 1:
             self.freeze(a, "this index alone is taken", i)
         elif n > 1:
@@ -174,7 +176,9 @@ class Axes:
         if self.add(slot) <= 1 or (index is not None and not len(index)):
             return
         node = self.op.node if self.op else None
-        name, kind = (node.name or (node.outputs[0].name if node.outputs else "") or "", node.op_type) if node else ("", "")
+        name, kind = (
+            (node.name or (node.outputs[0].name if node.outputs else "") or "", node.op_type) if node else ("", "")
+        )
         reason = Reason(text, name, kind, slot[1], approximate)
         if approximate and self.allow_approximate:
             self.approximate.setdefault(slot, []).append(reason)

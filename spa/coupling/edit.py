@@ -63,13 +63,19 @@ class Edit:
     def changed(self, op: Op) -> bool:
         """Does any axis of what the node reads or writes lose indices?"""
         for v in [*op.inputs, *op.outputs]:
-            if v is not None and any(self.coupling.dims.of.get((v, a), -1) in self.gone for a in range(len(op.shape(v)))):
+            if v is not None and any(
+                self.coupling.dims.of.get((v, a), -1) in self.gone for a in range(len(op.shape(v)))
+            ):
                 return True
         return False
 
     def require(self, holds: bool, op: Op, what: str) -> None:
         if not holds:
-            raise SpaError(f"the coupling is inconsistent: {what}", f"node '{op.node.name}' ({op.kind})", "spa explain, and report this model")
+            raise SpaError(
+                f"the coupling is inconsistent: {what}",
+                f"node '{op.node.name}' ({op.kind})",
+                "spa explain, and report this model",
+            )
 
     # -- changes
 
@@ -112,15 +118,28 @@ class Edit:
         parts: list[ir.Value] = []
         for k, n in enumerate(sizes):
             fixed = n if isinstance(n, int) else None
-            if fixed is None and inferred and known is not None and varies is not None and not varies[k] and known[k] <= 0:
+            if (
+                fixed is None
+                and inferred
+                and known is not None
+                and varies is not None
+                and not varies[k]
+                and known[k] <= 0
+            ):
                 fixed = int(known[k])
             if fixed is not None:
                 parts.append(self.constant(op.node, f"{op.out.name}_{i}_{k}", np.array([fixed], np.int64)))
                 continue
-            element = self.insert(op.node, "Gather", [old, self.constant(op.node, f"{op.out.name}_{i}_at{k}", np.array([k], np.int64))])
+            element = self.insert(
+                op.node, "Gather", [old, self.constant(op.node, f"{op.out.name}_{i}_at{k}", np.array([k], np.int64))]
+            )
             if isinstance(n, Fraction):
                 for kind, number in (("Mul", n.numerator), ("Div", n.denominator)):
-                    element = self.insert(op.node, kind, [element, self.constant(op.node, f"{op.out.name}_{i}_{kind}{k}", np.array([number], np.int64))])
+                    element = self.insert(
+                        op.node,
+                        kind,
+                        [element, self.constant(op.node, f"{op.out.name}_{i}_{kind}{k}", np.array([number], np.int64))],
+                    )
             parts.append(element)
         self.connect(op, i, self.insert(op.node, "Concat", parts, axis=0))
         return None
@@ -171,7 +190,9 @@ class Edit:
         graph = near.graph
         tensor = ir.tensor(array, name=name)
         if isinstance(graph, ir.Graph):
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            value = ir.Value(
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
             graph.register_initializer(value)
             return value
         node = ir.node("Constant", [], {"value": tensor})
@@ -181,7 +202,9 @@ class Edit:
 
     def fresh(self, name: str) -> str:
         if not self.names:
-            self.names = {v.name or "" for v in self.coupling.shapes.shape} | {o.node.name or "" for o in self.coupling.ops}
+            self.names = {v.name or "" for v in self.coupling.shapes.shape} | {
+                o.node.name or "" for o in self.coupling.ops
+            }
         base, n = f"{name}/spa", 1
         while base in self.names:
             n += 1

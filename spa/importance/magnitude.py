@@ -45,7 +45,13 @@ def magnitude(coupling: Coupling, criterion: str = "l2", aggregate: str = "mean"
     return {g.id: _score(coupling, g, norms, order, AGGREGATES[aggregate]) for g in coupling.groups}
 
 
-def _score(coupling: Coupling, group: Group, norms: dict[tuple[ir.Value, int], Score], order: int, aggregate: Callable[[Score], Score]) -> Score:
+def _score(
+    coupling: Coupling,
+    group: Group,
+    norms: dict[tuple[ir.Value, int], Score],
+    order: int,
+    aggregate: Callable[[Score], Score],
+) -> Score:
     rows = []
     for dim, labels in group.labels.items():
         held = labels >= 0

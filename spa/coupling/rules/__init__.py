@@ -19,7 +19,17 @@ from spa.coupling.axes import Axes, Op
 if TYPE_CHECKING:
     from spa.coupling.edit import Edit
 
-FAMILIES = ("elementwise", "contraction", "normalization", "pooling", "reduction", "reshape", "movement", "indexing", "control")
+FAMILIES = (
+    "elementwise",
+    "contraction",
+    "normalization",
+    "pooling",
+    "reduction",
+    "reshape",
+    "movement",
+    "indexing",
+    "control",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,12 @@ def table() -> Table:
     return rules
 
 
-def rows(couple: Callable[[Op, Axes], None], *ops: str, repair: Callable[[Op, Edit], None] | None = None, domain: str = "", note: str = "exact") -> Table:
+def rows(
+    couple: Callable[[Op, Axes], None],
+    *ops: str,
+    repair: Callable[[Op, Edit], None] | None = None,
+    domain: str = "",
+    note: str = "exact",
+) -> Table:
     """One rule for several operators of a domain."""
     return {(domain, op): Rule(couple, repair, note) for op in ops}

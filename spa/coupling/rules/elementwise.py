@@ -86,7 +86,7 @@ def clip(op: Op, g: Axes) -> None:
     low, high = (op.attr(k) if op.input(i) is None else op.known(i) for i, k in ((1, "min"), (2, "max")))
     # a bound that is given but not known might exclude zero
     given = [op.input(i) is not None for i in (1, 2)]
-    keeps = (low is None or float(low) <= 0) and (high is None or float(high) >= 0) and not (given[0] and low is None) and not (given[1] and high is None)
+    keeps = (low is None or bool(np.all(low <= 0))) and (high is None or bool(np.all(high >= 0))) and not (given[0] and low is None) and not (given[1] and high is None)
     for axis in range(len(op.shape(y))):
         g.same((x, axis), (y, axis))
         g.mark((y, axis), keeps and g.zero((x, axis)))
