@@ -23,6 +23,8 @@ import onnx_ir as ir
 from onnx import TypeProto, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from spa.contrib_shapes import output_types
+
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
@@ -193,7 +195,7 @@ class Instance:
     def constant(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
         if tensor is None:
             return
-        self.types[value] = _tensor(tensor.dtype.value, tuple(int(d) for d in tensor.shape))
+        self.types[value] = _tensor(tensor.dtype.value, tensor.shape.numpy())
         limit = KNOWN_FLOATS if tensor.dtype.is_floating_point() else KNOWN_INTS
         if tensor.size <= limit and tensor.dtype != ir.DataType.STRING:
             self.known[value] = tensor.numpy()
@@ -271,7 +273,7 @@ class Instance:
         if by_graph and node.domain == "":
             return self.outputs_of_bodies(node, [node.attributes[k].as_graph() for k in by_graph])
         if node.domain == "com.microsoft" or not defs.has(node.op_type, node.domain):
-            return _contrib(node, [None if v is None else self.types.get(v) for v in node.inputs])
+            return output_types(node, [None if v is None else self.types.get(v) for v in node.inputs])
         types = {v.name or "": self.types[v] for v in node.inputs if v is not None and v in self.types}
         if any(v is not None and v not in self.types for v in node.inputs):
             return {}
@@ -326,6 +328,10 @@ class Instance:
                     dim.dim_value = self.unknown
                     self.guessed = True
         return kind
+
+
+def _complete(found: dict[str, TypeProto]) -> dict[str, TypeProto]:
+    return {n: t for n, t in found.items() if not t.HasField("tensor_type") or t.tensor_type.HasField("shape")}
 
 
 def _tensor(dtype: int, shape: Iterable[int] | None) -> TypeProto:
@@ -431,86 +437,3 @@ def fold(node: ir.Node, operands: list[Array | None], opsets: dict[str, int]) ->
             return list(ReferenceEvaluator(single).run(None, feeds))  # type: ignore[arg-type]
     except Exception:  # an op without reference, or operands it rejects: its result is simply not known
         return None
-
-
-def _contrib(node: ir.Node, types: list[TypeProto | None]) -> dict[str, TypeProto]:
-    """Output types of the com.microsoft ops that onnxruntime's optimizer emits; ONNX has no schema for them."""
-    shapes = [
-        None
-        if t is None or not t.tensor_type.HasField("shape")
-        else tuple(d.dim_value for d in t.tensor_type.shape.dim)
-        for t in types
-    ]
-    if not types or types[0] is None or not shapes or shapes[0] is None:
-        return {}
-    dtype, x, kind = types[0].tensor_type.elem_type, shapes[0], node.op_type
-    name = [v.name or "" for v in node.outputs]
-    weight = shapes[1] if len(shapes) > 1 else None
-    heads = int(_attr(node, "num_heads", 1))
-    if kind == "EmbedLayerNormalization" and shapes[2]:
-        hidden, mask = shapes[2][-1], (x[0],)
-        out: list[Shape] = [(*x, hidden), mask, (*x, hidden)]
-        return {
-            n: _tensor(types[2].tensor_type.elem_type if i != 1 else 6, s)
-            for i, (n, s) in enumerate(zip(name, out, strict=False))
-        }  # type: ignore[union-attr]
-    if kind == "Attention" and node.domain == "com.microsoft" and weight:
-        sizes = _attr(node, "qkv_hidden_sizes") or [weight[1] // 3] * 3
-        return {name[0]: _tensor(dtype, (*x[:2], int(sizes[2])))}
-    if kind in ("MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"):
-        value = shapes[2] if len(shapes) > 2 else None
-        if kind == "GroupQueryAttention":
-            kv = int(_attr(node, "kv_num_heads", heads))
-            if not value:  # packed: (B, S, (heads + 2 kv) * head_size)
-                return {name[0]: _tensor(dtype, (*x[:-1], x[-1] // (heads + 2 * kv) * heads))}
-            found = {name[0]: _tensor(dtype, x)}
-        elif value and len(value) == 3 and len(x) == 3:
-            found = {name[0]: _tensor(dtype, (*x[:2], value[-1]))}
-        else:
-            return {}
-        return found
-    if kind in ("FusedMatMul", "FusedConv", "FusedGemm"):
-        plain = onnx.NodeProto()
-        plain.CopyFrom(ir.serde.serialize_node(node))
-        plain.op_type, plain.domain = kind.removeprefix("Fused"), ""
-        if kind == "FusedMatMul" and weight:
-            a, b = list(x), list(weight)
-            for dims, flag in ((a, "transA"), (b, "transB")):
-                if _attr(node, flag, 0):
-                    dims[-1], dims[-2] = dims[-2], dims[-1]
-            batch = np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2]))
-            return {name[0]: _tensor(dtype, (*batch, a[-2], b[-1]))}
-        keep = [
-            a
-            for a in plain.attribute
-            if a.name
-            in (
-                "alpha",
-                "beta",
-                "transA",
-                "transB",
-                "group",
-                "pads",
-                "strides",
-                "dilations",
-                "kernel_shape",
-                "auto_pad",
-            )
-        ]
-        del plain.attribute[:]
-        plain.attribute.extend(keep)
-        del plain.input[3:]
-        given = {n: t for n, t in zip(plain.input, types, strict=False) if t is not None}
-        try:
-            return shape_inference.infer_node_outputs(defs.get_schema(plain.op_type, 13), plain, given)
-        except Exception:  # onnx raises several kinds; an unknown shape blocks what touches it
-            return {}
-    if kind in ("QAttention", "MatMulNBits") and weight:
-        width = int(_attr(node, "N", weight[-1] // 3))
-        return {name[0]: _tensor(1 if kind == "QAttention" else dtype, (*x[:-1], width))}
-    same = {
-        "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
-        "SimplifiedLayerNormalization", "LayerNormalization", "RotaryEmbedding", "BiasAdd", "QLinearAdd", "QLinearMul",
-        "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "GroupNorm", "SkipGroupNorm", "BiasSplitGelu", "BiasDropout",
-    }  # fmt: skip
-    return {n: _tensor(dtype, x) for i, n in enumerate(name) if n and i in (0, 3)} if kind in same else {}
