@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -58,7 +60,7 @@ def cut_constant(edit: Edit, value: ir.Value) -> None:
     assert tensor is not None
     left = ir.Shape([int(keep[a].sum()) if a in keep else n for a, n in enumerate(shape)])
 
-    def read(tensor: ir.TensorProtocol = tensor) -> ir.Tensor:
+    def read(tensor: ir.TensorProtocol = tensor) -> ir.Tensor[Any]:
         array = tensor.numpy()
         for axis, mask in keep.items():
             array = np.compress(mask, array, axis=axis)
@@ -83,7 +85,7 @@ def transplant(cut: ir.Model, whole: ir.Model) -> None:
             continue
         node = value.producer()
         if node is None:
-            value.const_value, value.shape = tensor, ir.Shape(tensor.shape)
+            value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
         else:
             node.attributes["value"] = ir.AttrTensor("value", tensor)
     shapes = {v.name: v.shape for n in cut.graph.all_nodes() for v in n.outputs}

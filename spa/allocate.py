@@ -68,10 +68,8 @@ def chosen(coupling: Coupling, chunks: list[Chunk]) -> Chosen:
 
 def by_ratio(groups: list[Group], sequence: list[Chunk], ratio: float, scope: str) -> list[Chunk]:
     """A share of the channels: of every group (local), or of all together (global)."""
-    if scope == "global":
-        room = {"": ratio * sum(g.size for g in groups)}
-    else:
-        room = {g.id: ratio * g.size + 0.5 for g in groups}  # to the nearest whole channel
+    per_group = {g.id: ratio * g.size + 0.5 for g in groups}  # to the nearest whole channel
+    room = {"": ratio * sum(g.size for g in groups)} if scope == "global" else per_group
     taken = []
     for chunk in sequence:
         key = "" if scope == "global" else chunk.group

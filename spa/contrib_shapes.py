@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx import TensorProto, TypeProto, defs, helper, shape_inference
 
@@ -39,7 +38,7 @@ def output_types(node: ir.Node, types: list[TypeProto | None]) -> dict[str, Type
         if typed is None or not value.name:
             continue
         dtype, shape = (typed[0], typed[1]) if len(typed) == 2 and isinstance(typed[1], tuple) else (kind, typed)
-        out[value.name] = helper.make_tensor_type_proto(int(dtype), list(shape))  # type: ignore[arg-type]
+        out[value.name] = helper.make_tensor_type_proto(int(dtype), list(shape))
     return out
 
 

@@ -49,26 +49,26 @@ class Cost:
         return asdict(self)
 
 
-def mac_slots(op: Op) -> list[Slot]:
-    """The axes whose sizes multiply to the node's multiply-accumulates; empty where it has none."""
+def mac_terms(op: Op) -> list[list[Slot]]:
+    """Axes whose sizes multiply to multiply-accumulates, one list per contraction; none where the node has none."""
     y = op.out
     out: list[Slot] = [(y, a) for a in range(len(op.shape(y)))]
     match op.kind:
-        case "Conv" | "FusedConv":
-            w = op.inputs[1]
-            return [*out, *((w, a) for a in range(1, len(op.shape(w))))]
+        case "Conv" | "FusedConv" | "QLinearConv" | "ConvInteger":
+            w = op.inputs[3 if op.kind == "QLinearConv" else 1]
+            return [[*out, *((w, a) for a in range(1, len(op.shape(w))))]]
         case "ConvTranspose":
             x, w = op.inputs[0], op.inputs[1]
-            return [*((x, a) for a in range(len(op.shape(x)))), *((w, a) for a in range(1, len(op.shape(w))))]
+            return [[*((x, a) for a in range(len(op.shape(x)))), *((w, a) for a in range(1, len(op.shape(w))))]]
         case "Gemm" | "FusedGemm":
-            return [*out, (op.inputs[0], 0 if op.attr("transA", 0) else 1)]
-        case "MatMul" | "FusedMatMul":
+            return [[*out, (op.inputs[0], 0 if op.attr("transA", 0) else 1)]]
+        case "MatMul" | "FusedMatMul" | "QLinearMatMul" | "MatMulInteger":
             a = op.inputs[0]
             rank = len(op.shape(a))
-            return [*out, (a, rank - 2 if op.attr("transA", 0) else rank - 1)]
+            return [[*out, (a, rank - 2 if op.attr("transA", 0) else rank - 1)]]
         case "LSTM" | "GRU" | "RNN":
-            x, w, r = op.inputs[0], op.inputs[1], op.inputs[2]
-            return [(x, 0), (x, 1), (w, 0), (w, 1), (w, 2)] if r is None else [(x, 0), (x, 1), (w, 0), (w, 1), (w, 2)]
+            x = op.inputs[0]  # steps and batch, times the input weights and the recurrent ones
+            return [[(x, 0), (x, 1), *((w, a) for a in range(3))] for w in op.inputs[1:3]]
     return []
 
 
@@ -85,7 +85,7 @@ def inspect(model: Model, sizes: dict[str, int] | None = None) -> Cost:
         if any(shapes.shape.get(v) is None for v in [*node.inputs, *node.outputs] if v is not None and v.name):
             macs = 0
         else:
-            macs = math.prod(_size(op, s) for s in slots) if (slots := mac_slots(op)) else 0
+            macs = sum(math.prod(_size(op, s) for s in slots) for slots in mac_terms(op))
         params = size = 0
         for v in node.inputs:
             tensor = tensor_of(v)
@@ -149,11 +149,7 @@ def peak(graph: ir.Graph, shapes: dict[ir.Value, tuple[int, ...] | None], dtypes
             if v is None:
                 continue
             readers[v] -= 1
-            if (
-                not readers[v]
-                and not v.is_initializer()
-                and (v.producer() is None or v.producer().op_type != "Constant")
-            ):  # type: ignore[union-attr]
+            if not readers[v] and tensor_of(v) is None:
                 live -= size(v)
     return top
 
@@ -164,16 +160,15 @@ class Budget:
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
         of, size = coupling.dims.of, coupling.axes.add
-        self.terms = {"macs": [], "params": [], "bytes": []}  # type: dict[str, list[tuple[float, list[int]]]]
+        self.terms: dict[str, list[tuple[float, list[int]]]] = {"macs": [], "params": [], "bytes": []}
 
         def term(kind: str, slots: list[Slot], each: float) -> None:
             fixed = each * math.prod(size(s) for s in slots if s not in of)
             self.terms[kind].append((fixed, [of[s] for s in slots if s in of]))
 
         for op in coupling.ops:
-            if all(
-                coupling.shapes.shape.get(v) is not None for v in [*op.inputs, *op.outputs] if v is not None and v.name
-            ) and (slots := mac_slots(op)):
+            shaped = [coupling.shapes.shape.get(v) for v in [*op.inputs, *op.outputs] if v is not None and v.name]
+            for slots in mac_terms(op) if None not in shaped else []:
                 term("macs", slots, 1)
         for value in coupling.constants:
             tensor, shape = tensor_of(value), coupling.shapes.shape.get(value) or ()
@@ -188,4 +183,4 @@ class Budget:
         counts: npt.NDArray[np.float64] = np.array(self.coupling.dims.size, np.float64)
         for dim, mask in gone.items():
             counts[dim] -= mask.sum()
-        return sum(fixed * math.prod(counts[d] for d in dims) for fixed, dims in self.terms[kind])
+        return float(sum(fixed * math.prod(counts[d] for d in dims) for fixed, dims in self.terms[kind]))

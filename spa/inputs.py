@@ -40,14 +40,8 @@ def index_limit(value: ir.Value, shapes: Shapes, depth: int = 0) -> int | None:
             data = node.inputs[table[0]]
             shape = shapes.shape.get(data) if data is not None else None
             if shape:
-                axis = (
-                    -1
-                    if table[1] == "last"
-                    else int(node.attributes[table[1]].as_int())
-                    if table[1] in node.attributes
-                    else 0
-                )
-                limits.append(shape[axis])
+                given = node.attributes.get(table[1] or "")
+                limits.append(shape[-1 if table[1] == "last" else given.as_int() if given is not None else 0])
         elif (node.op_type, position) in LENGTHS:
             x = shapes.shape.get(node.inputs[0]) if node.inputs[0] is not None else None
             limits.append(x[0] + 1 if x else 2)
@@ -83,7 +77,7 @@ def draw(
             )
         dtype = value.dtype.numpy()
         if value.dtype.is_floating_point():
-            array = rng.standard_normal(shape)
+            array: npt.NDArray[Any] = rng.standard_normal(shape)
         elif value.dtype == ir.DataType.BOOL:
             array = rng.integers(0, 2, shape)
         else:

@@ -144,10 +144,10 @@ def matcher(patterns: Sequence[str], coupling: Coupling) -> Callable[[Group], bo
         names = {group.id, *(m.value for m in group.members)}
         return any(n in by_node for n in names) or any(fnmatch(n, p) for n in names for p in patterns)
 
-    used = [p for p in patterns if any(fnmatch(n, p) for o in coupling.ops for n in [o.node.name or "", *(v.name or "" for v in [*o.inputs, *o.outputs] if v is not None)])
-            or any(fnmatch(g.id, p) for g in coupling.groups)]  # fmt: skip
+    names = {g.id for g in coupling.groups} | {o.node.name or "" for o in coupling.ops}
+    names |= {v.name or "" for o in coupling.ops for v in [*o.inputs, *o.outputs] if v is not None}
     for p in patterns:
-        if p not in used:
+        if not any(fnmatch(n, p) for n in names):
             raise UsageError(f"--keep '{p}' matches no node, weight or group", hint="`spa inspect` lists them")
     return hit
 
@@ -169,6 +169,7 @@ def plan(
     """Decide which channels go. Exactly one of the budgets: `ratio` of every group's channels to remove; share of `macs`
     or `params` to keep; `size` in bytes of the written model. See `spa.allocate` for `scope` and `align`."""
     from spa import allocate
+    from spa.cost import Budget
     from spa.coupling import analyze
     from spa.importance.magnitude import magnitude
 
@@ -194,7 +195,7 @@ def plan(
     else:
         if not 0 < amount <= 1:
             raise UsageError(f"{kind} {amount} is not a share between 0 and 1")
-        taken = allocate.by_cost(coupling, sequence, kind, amount * allocate.Budget(coupling).of(kind, {}))
+        taken = allocate.by_cost(coupling, sequence, kind, amount * Budget(coupling).of(kind, {}))
     return from_masks(coupling, allocate.chosen(coupling, taken), scores)
 
 
@@ -206,7 +207,7 @@ def _overhead(model: Model) -> float:
         if value.const_value is not None:
             total += value.const_value.nbytes
             value.const_value = ir.Tensor(np.zeros(0, np.float32), name=value.name)
-    return ir.to_proto(skeleton).ByteSize() + 24 * len(skeleton.graph.initializers)
+    return float(ir.to_proto(skeleton).ByteSize()) + 24 * len(skeleton.graph.initializers)
 
 
 def from_masks(coupling: Coupling, masks: Chosen, scores: dict[str, Any] | None = None) -> Plan:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 from onnx import TypeProto, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
@@ -208,15 +207,10 @@ class Instance:
             for body in subgraphs(attr):
                 self.body(node, body)
         operands = [v for v in node.inputs if v is not None]
-        shaped = node.op_type in SHAPE_OPS and node.domain == "" and self.shape(operands[0]) is not None
-        if shaped or (
-            operands
-            and node.domain == ""
-            and node.op_type not in UNEVALUATED
-            and all(v in self.known for v in operands)
-        ):
-            if self.evaluate(node):
-                return
+        plain = bool(operands) and node.domain == "" and node.op_type not in UNEVALUATED
+        shaped = plain and node.op_type in SHAPE_OPS and self.shape(operands[0]) is not None
+        if (shaped or (plain and all(v in self.known for v in operands))) and self.evaluate(node):
+            return
         found = self.infer(node)
         for value in node.outputs:
             kind = found.get(value.name or "") or _declared(value)
@@ -285,14 +279,18 @@ class Instance:
         version = node.version or self.opsets.get(node.domain, 1)
         try:
             schema = defs.get_schema(node.op_type, version, node.domain)
-            return shape_inference.infer_node_outputs(
+            found = shape_inference.infer_node_outputs(
                 schema, ir.serde.serialize_node(node), types, data, None, self.opset_protos
             )
-        except (
-            Exception
-        ):  # the op rejects these sizes: another assignment may do, and an unknown shape blocks what touches it
+        except Exception:
+            # the op rejects these sizes: another assignment may do, and an unknown shape blocks what touches it
             self.failures += 1
             return {}
+        if node.domain == "ai.onnx.ml":  # most of these ops have no inference
+            return output_types(node, [None if v is None else self.types.get(v) for v in node.inputs]) | _complete(
+                found
+            )
+        return dict(found)
 
     def outputs_of_bodies(self, node: ir.Node, bodies: list[ir.Graph]) -> dict[str, TypeProto]:
         """Types of the outputs of If, Loop and Scan from the bodies; scanned outputs gain a leading axis of unknown size."""
@@ -306,7 +304,7 @@ class Instance:
             if any(k is None or not k.HasField("tensor_type") for k in kinds):
                 continue
             kind = TypeProto()
-            kind.CopyFrom(kinds[0])  # type: ignore[arg-type]
+            kind.CopyFrom(kinds[0])
             shapes = [self.shape(b.outputs[i + skip]) for b in bodies]
             if any(s is None for s in shapes):
                 continue
@@ -434,6 +432,6 @@ def fold(node: ir.Node, operands: list[Array | None], opsets: dict[str, int]) ->
             )
             single = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
             feeds = {v.name or "": o for v, o in zip(node.inputs, operands, strict=True) if v is not None}
-            return list(ReferenceEvaluator(single).run(None, feeds))  # type: ignore[arg-type]
+            return list(ReferenceEvaluator(single).run(None, feeds))
     except Exception:  # an op without reference, or operands it rejects: its result is simply not known
         return None

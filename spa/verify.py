@@ -66,7 +66,8 @@ def masked(model: Model, removed: Removed) -> Model:
     """The dense network with the removed slices set to zero."""
     copy = model.clone()
     table = {name: value for value, name in constants(copy.ir).items()}
-    keep, zeros = set(), {}
+    keep: set[str | None] = set()
+    zeros: dict[str | None, tuple[Array, int]] = {}
     for node in copy.ir.graph.all_nodes():
         keep.update(
             v.name for i in KEPT.get(node.op_type, ()) if i < len(node.inputs) and (v := node.inputs[i]) is not None
@@ -103,11 +104,11 @@ def masked(model: Model, removed: Removed) -> Model:
             at = (slice(None),) * int(axis_text) + (list(index),)
             array[at] = filled[at]
         replacement = ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
-        node = value.producer()
-        if node is None:
+        owner = value.producer()
+        if owner is None:
             value.const_value = replacement
         else:
-            node.attributes["value"] = ir.AttrTensor("value", replacement)
+            owner.attributes["value"] = ir.AttrTensor("value", replacement)
     return copy
 
 
@@ -194,7 +195,7 @@ def feeds_for(
     """Inputs on which the network runs; with symbolic axes every other set has other sizes."""
     if given is not None:
         return given
-    symbols = {s: lead for s, lead in free_symbols(model.ir, sizes or {}).items()}
+    symbols = free_symbols(model.ir, sizes or {})
     chosen = infer(model.ir, sizes).sizes
     found: list[Feeds] = []
     for k in range(count):
@@ -333,7 +334,8 @@ def require(result: Verification) -> Verification:
     """Raise `CheckFailed` where a verification does not hold."""
     if not result.ok:
         raise CheckFailed(
-            f"the pruned network differs from the masked one: error {result.max_error:.3g} of the output's spread, {result.tolerance:g} allowed; nothing was written",
+            f"the pruned network differs from the masked one: error {result.max_error:.3g} of the output's spread, "
+            f"{result.tolerance:g} allowed; nothing was written",
             result.where,
             "--keep the group at fault (`spa explain MODEL`), and report the model",
         )

@@ -48,8 +48,9 @@ def verify(
     if as_json:
         print_json({"schema": 1, **result.to_json()})
     else:
+        word = "equal" if result.ok else "DIFFERENT"
         click.echo(
-            f"{'equal' if result.ok else 'DIFFERENT'}: error {result.max_error:.3g} of the outputs' spread ({result.tolerance:g} allowed), {result.inputs} inputs"
+            f"{word}: error {result.max_error:.3g} of the outputs' spread ({result.tolerance:g} allowed), {result.inputs} inputs"
         )
         if result.where:
             click.echo(f"first difference: {result.where}")

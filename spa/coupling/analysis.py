@@ -137,14 +137,9 @@ def analyze(model: Model, *, sizes: dict[str, int] | None = None, allow_approxim
             kind = "input" if value.is_graph_input() else "output"
             axes.freeze_all(value, f"{kind} '{value.name}' of the network")
     for slot in list(axes.size):
-        value, axis = slot
-        if (
-            axis is not None
-            and isinstance(value, ir.Value)
-            and value in shapes.dynamic
-            and axis < len(shapes.dynamic[value])
-            and shapes.dynamic[value][axis]
-        ):
+        owner, axis = slot
+        dynamic = shapes.dynamic.get(owner, ()) if isinstance(owner, ir.Value) else ()
+        if axis is not None and axis < len(dynamic) and dynamic[axis]:
             axes.freeze(slot, "the size of this axis is dynamic")
     dims = grouping.contract(axes)
     found = grouping.closures(dims, relevant(axes, dims, constants))
@@ -261,14 +256,14 @@ def name_groups(
             blocked.append(Blocked(name, tuple(seen)))
             continue
         rank = np.where(free, np.cumsum(free) - 1, -1)
-        labels = {d: np.where(closure.labels[d] >= 0, rank[closure.labels[d]], -1) for d in touched}
-        labels = {d: v for d, v in labels.items() if (v >= 0).any()}
+        ranked = {d: np.where(closure.labels[d] >= 0, rank[closure.labels[d]], -1) for d in touched}
+        ranked = {d: v for d, v in ranked.items() if (v >= 0).any()}
+        slots = [s for d in ranked for s in dims.slots[d]]
         members = [
-            Member(v.name or "", a, v in constants)
-            for d in labels for v, a in dims.slots[d] if isinstance(v, ir.Value) and a is not None
-        ]  # fmt: skip
-        notes = [r for d in labels for slot in dims.slots[d] for r in axes.approximate.get(slot, ())]
-        prunable.append(Group(name, int(free.sum()), labels, members, not notes, notes))
+            Member(v.name or "", a, v in constants) for v, a in slots if isinstance(v, ir.Value) and a is not None
+        ]
+        notes = [r for slot in slots for r in axes.approximate.get(slot, ())]
+        prunable.append(Group(name, int(free.sum()), ranked, members, not notes, notes))
     return prunable, blocked
 
 

@@ -63,7 +63,9 @@ def contract(axes: Axes) -> Dims:
     graph.add_nodes_from(range(len(slots)))
     for a, b, i, j, _ in axes.links:
         graph.add_edge(of[a], of[b], ends=(of[a], of[b]), maps=(i, j))
-    factors, merged, part = [], defaultdict(list), defaultdict(list)
+    factors: list[tuple[int, list[tuple[int, Index]]]] = []
+    merged: dict[int, list[int]] = defaultdict(list)
+    part: dict[int, list[tuple[int, int]]] = defaultdict(list)
     seen = set()
     for f in axes.factors:
         key = (of[f.merged], tuple((of[s], stride) for s, stride, _ in f.parts))
@@ -75,7 +77,7 @@ def contract(axes: Axes) -> Dims:
         for place, (s, _, _) in enumerate(f.parts):
             part[of[s]].append((len(factors), place))
         factors.append((of[f.merged], [(of[s], e // stride % n) for s, stride, n in f.parts]))
-    frozen = defaultdict(list)
+    frozen: dict[int, list[tuple[Index | None, Reason]]] = defaultdict(list)
     for slot, why in axes.frozen.items():
         if slot in of:
             frozen[of[slot]] += why

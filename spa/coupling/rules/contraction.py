@@ -99,7 +99,9 @@ def gemm(op: Op, g: Axes) -> None:
                 g.mark((y, axis), False)
 
 
-def product(g: Axes, a: ir.Value, rows_: list[int], ka: int, b: ir.Value, columns: list[int], kb: int, y: ir.Value) -> None:
+def product(
+    g: Axes, a: ir.Value, rows_: list[int], ka: int, b: ir.Value, columns: list[int], kb: int, y: ir.Value
+) -> None:
     """The last axes of y are `rows_` of a, then `columns` of b; axis ka of a is summed against kb of b."""
     rank = len(g.shapes.shape.get(y) or ())
     contract(g, a, ka, b, kb)

@@ -17,9 +17,36 @@ ODD = (
     "Mish", "Neg", "Relu", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Sqrt", "Swish", "Tan", "Tanh",
     "ThresholdedRelu", "IsNaN", "IsInf", "Identity", "Cast",
 )  # fmt: skip
-OTHER = ("Acos", "Acosh", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "Log", "Not", "Reciprocal", "Sigmoid", "Softplus")
+OTHER = (
+    "Acos",
+    "Acosh",
+    "BitwiseNot",
+    "Cos",
+    "Cosh",
+    "Exp",
+    "HardSigmoid",
+    "Log",
+    "Not",
+    "Reciprocal",
+    "Sigmoid",
+    "Softplus",
+)
 EXPLODES = ("Log", "Reciprocal")  # at zero
-ALL_ZERO = ("Add", "Sub", "Max", "Min", "Sum", "Mean", "Or", "Xor", "BitwiseOr", "BitwiseXor", "PRelu", "Less", "Greater")
+ALL_ZERO = (
+    "Add",
+    "Sub",
+    "Max",
+    "Min",
+    "Sum",
+    "Mean",
+    "Or",
+    "Xor",
+    "BitwiseOr",
+    "BitwiseXor",
+    "PRelu",
+    "Less",
+    "Greater",
+)
 ANY_ZERO = ("Mul", "And", "BitwiseAnd", "Mod")
 NONE_ZERO = ("Equal", "LessOrEqual", "GreaterOrEqual", "Pow", "Div", "Where", "Clip", "CastLike", "Dropout")
 
@@ -85,8 +112,8 @@ def clip(op: Op, g: Axes) -> None:
     x, y = op.inputs[0], op.out
     low, high = (op.attr(k) if op.input(i) is None else op.known(i) for i, k in ((1, "min"), (2, "max")))
     # a bound that is given but not known might exclude zero
-    given = [op.input(i) is not None for i in (1, 2)]
-    keeps = (low is None or bool(np.all(low <= 0))) and (high is None or bool(np.all(high >= 0))) and not (given[0] and low is None) and not (given[1] and high is None)
+    unsure = any(op.input(i) is not None and bound is None for i, bound in ((1, low), (2, high)))
+    keeps = not unsure and (low is None or bool(np.all(low <= 0))) and (high is None or bool(np.all(high >= 0)))
     for axis in range(len(op.shape(y))):
         g.same((x, axis), (y, axis))
         g.mark((y, axis), keeps and g.zero((x, axis)))

@@ -53,8 +53,8 @@ def split(op: Op, g: Axes) -> None:
 
 def follow_split(op: Op, edit: Edit) -> None:
     axis = int(op.attr("axis", 0)) % len(op.shape(op.inputs[0]))
-    sizes: list[int | None] = [edit.size((y, axis)) for y in op.outputs]
-    if None in sizes:
+    sizes = [n for y in op.outputs if isinstance(n := edit.size((y, axis)), int)]
+    if len(sizes) < len(op.outputs):
         return
     if op.opset < 13:
         edit.set_attr(op, "split", sizes)
@@ -70,7 +70,10 @@ def slices(op: Op) -> dict[int, Index | None] | None:
     if "starts" in op.node.attributes:
         starts, ends = op.attr("starts"), op.attr("ends")
         axes, steps = op.attr("axes") or range(len(starts)), [1] * len(starts)
-        return {int(a) % rank: _range(shape[int(a) % rank], int(s), int(e), t) for a, s, e, t in zip(axes, starts, ends, steps, strict=True)}
+        return {
+            int(a) % rank: _range(shape[int(a) % rank], int(s), int(e), t)
+            for a, s, e, t in zip(axes, starts, ends, steps, strict=True)
+        }
     count = op.shape(op.inputs[1])[0]
     named = range(count) if op.input(3) is None else op.known(3)
     if named is None:
@@ -135,16 +138,22 @@ def follow_slice(op: Op, edit: Edit) -> None:
         bounds[axis] = (int(left[0]), last if last >= 0 else -(10**9), step)
     if not bounds:
         return
-    for i, key in enumerate(("starts", "ends", "steps")):
-        values = [bounds[a][i] if a in bounds else _element(op, (1, 2, 4)[i], k) if key != "steps" or op.input(4) is not None else 1 for k, a in enumerate(order)]
-        if "starts" in op.node.attributes:
-            if key != "steps":
-                old = op.attr(key)
-                edit.set_attr(op, key, [bounds[a][i] if a in bounds else int(old[k]) for k, a in enumerate(order)])
-        elif key != "steps" or op.input(4) is not None or any(v != 1 for v in values):
-            if key == "steps" and op.input(3) is None:
-                edit.set_input(op, 3, np.array(order, np.int64))
-            edit.set_sizes(op, (1, 2, 4)[i], values)
+    if "starts" in op.node.attributes:  # opset 1: no steps
+        for i, key in enumerate(("starts", "ends")):
+            old = op.attr(key)
+            edit.set_attr(op, key, [bounds[a][i] if a in bounds else int(old[k]) for k, a in enumerate(order)])
+        return
+    for i, position in enumerate((1, 2)):
+        edit.set_sizes(
+            op, position, [bounds[a][i] if a in bounds else _element(op, position, k) for k, a in enumerate(order)]
+        )
+    steps = [
+        bounds[a][2] if a in bounds else 1 if op.input(4) is None else _element(op, 4, k) for k, a in enumerate(order)
+    ]
+    if op.input(4) is not None or any(s != 1 for s in steps):
+        if op.input(3) is None:
+            edit.set_input(op, 3, np.array(order, np.int64))
+        edit.set_sizes(op, 4, steps)
 
 
 def gather(op: Op, g: Axes) -> None:
@@ -246,10 +255,16 @@ def follow_pad(op: Op, edit: Edit) -> None:
         kept = edit.kept((y, axis))
         before, after = max(0, begin), max(0, end)
         if kept is not None and (before or after):
-            new[axis] = (int(kept[:before].sum()) or min(begin, 0), int(kept[len(kept) - after :].sum()) if after else end)
+            new[axis] = (
+                int(kept[:before].sum()) or min(begin, 0),
+                int(kept[len(kept) - after :].sum()) if after else end,
+            )
         inner = edit.kept((x, axis))
         if inner is not None and (begin < 0 or end < 0):
-            new[axis] = (-int(inner[:-begin].sum()) if begin < 0 else new[axis][0], -int(inner[end:].sum()) if end < 0 else new[axis][1])
+            new[axis] = (
+                -int(inner[:-begin].sum()) if begin < 0 else new[axis][0],
+                -int(inner[end:].sum()) if end < 0 else new[axis][1],
+            )
     if new == widths:
         return
     values = [w[0] for w in new.values()] + [w[1] for w in new.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spa.coupling.axes import Axes, Op
-from spa.coupling.edit import Edit
+from spa.coupling.edit import Edit, Size
 from spa.coupling.rules import Table, rows
 
 
@@ -35,7 +35,7 @@ def expand(op: Op, g: Axes) -> None:
 def follow_expand(op: Op, edit: Edit) -> None:
     x, y = op.inputs[0], op.out
     shift = len(op.shape(y)) - len(op.shape(x))
-    sizes: list[int | None] = []
+    sizes: list[Size] = []
     for axis in range(len(op.shape(y))):
         n = edit.size((y, axis))
         own = axis - shift
@@ -75,7 +75,9 @@ def depth_to_space(op: Op, g: Axes) -> None:
     vertical, horizontal = g.virtual("vertical", b), g.virtual("horizontal", b)
     inner = ((y, 1), op.shape(y)[1])
     g.same((x, 0), (y, 0))
-    g.factor((x, 1), [inner, (vertical, b), (horizontal, b)] if column_first else [(vertical, b), (horizontal, b), inner])
+    g.factor(
+        (x, 1), [inner, (vertical, b), (horizontal, b)] if column_first else [(vertical, b), (horizontal, b), inner]
+    )
     for axis, block in ((2, vertical), (3, horizontal)):
         g.factor((y, axis), [((x, axis), op.shape(x)[axis]), (block, b)])
     for axis in range(4):

@@ -28,7 +28,11 @@ def resize(op: Op, g: Axes) -> None:
     """Axes that keep their size pass where their scale is 1; the others are interpolated."""
     x, y = op.inputs[0], op.out
     assert x is not None
-    scales = op.known(1 if op.kind == "Upsample" or op.opset < 11 else 2) if "scales" not in op.node.attributes else op.attr("scales")
+    scales = (
+        op.known(1 if op.kind == "Upsample" or op.opset < 11 else 2)
+        if "scales" not in op.node.attributes
+        else op.attr("scales")
+    )
     axes = op.attr("axes") or range(len(op.shape(x)))
     factor = {int(a): float(s) for a, s in zip(axes, scales, strict=False)} if scales is not None else {}
     crops = op.attr("coordinate_transformation_mode") in ("tf_crop_and_resize", b"tf_crop_and_resize")
@@ -48,7 +52,13 @@ def follow_sizes(op: Op, edit: Edit) -> None:
         edit.set_sizes(op, 3, [edit.size((op.out, a)) for a in axes])
 
 
-RULES: Table = (
-    rows(pool, "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", note="positions are blocked")
-    | rows(resize, "Resize", "Upsample", repair=follow_sizes, note="resized axes are blocked")
-)
+RULES: Table = rows(
+    pool,
+    "MaxPool",
+    "AveragePool",
+    "LpPool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GlobalLpPool",
+    note="positions are blocked",
+) | rows(resize, "Resize", "Upsample", repair=follow_sizes, note="resized axes are blocked")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from spa.coupling.analysis import Mask
 from spa.coupling.axes import Axes, Op
 from spa.coupling.edit import Edit
 from spa.coupling.rules import Table, rows
@@ -70,7 +71,11 @@ def couple_shapes(g: Axes, x: ir.Value, before: Sequence[int], y: ir.Value, afte
         places = [(hi, lo) for hi, lo in zip([total, *cuts], cuts, strict=False)]
         for v, axes, sizes in ((x, a, sizes_a), (y, b, sizes_b)):
             for axis, n, stride in zip(axes, sizes, strides(sizes), strict=True):
-                inside = [(p, hi // lo) for p, (hi, lo) in zip(parts, places, strict=True) if hi <= n * stride and lo >= stride]
+                inside = [
+                    (p, hi // lo)
+                    for p, (hi, lo) in zip(parts, places, strict=True)
+                    if hi <= n * stride and lo >= stride
+                ]
                 g.factor((v, axis), inside)
 
 
@@ -83,7 +88,11 @@ def reshape(op: Op, g: Axes) -> None:
 def follow_shape(op: Op, edit: Edit) -> None:
     check_consistent(op, edit)
     if "shape" in op.node.attributes:  # opset 1
-        edit.set_attr(op, "shape", [n if n is not None else -1 for n in (edit.size((op.out, a)) for a in range(len(op.shape(op.out))))])
+        edit.set_attr(
+            op,
+            "shape",
+            [n if n is not None else -1 for n in (edit.size((op.out, a)) for a in range(len(op.shape(op.out))))],
+        )
         return
     rank = len(op.shape(op.out))
     edit.set_sizes(op, 1, [edit.size((op.out, a)) for a in range(rank)], inferred=True)
@@ -98,10 +107,12 @@ def check_consistent(op: Op, edit: Edit) -> None:
         if all(k.all() for k in kept):
             continue
         left, right = (_outer(k) for k in (kept[: len(a)], kept[len(a) :]))
-        edit.require(np.array_equal(left, right), op, "what is left of a reshaped axis is no longer a product of its factors")
+        edit.require(
+            np.array_equal(left, right), op, "what is left of a reshaped axis is no longer a product of its factors"
+        )
 
 
-def _outer(masks: list[np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
+def _outer(masks: list[Mask]) -> Mask:
     out = masks[0]
     for m in masks[1:]:
         out = np.logical_and.outer(out, m).reshape(-1)
@@ -124,4 +135,6 @@ def name_axes(op: Op, edit: Edit) -> None:
             edit.set_attr(op, "axes", axes)
 
 
-RULES: Table = rows(reshape, "Reshape", repair=follow_shape) | rows(squeeze, "Flatten", "Squeeze", "Unsqueeze", repair=name_axes)
+RULES: Table = rows(reshape, "Reshape", repair=follow_shape) | rows(
+    squeeze, "Flatten", "Squeeze", "Unsqueeze", repair=name_axes
+)
