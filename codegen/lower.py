@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from spa.codegen import dispatch, link, loader, tvm_api
+from spa.codegen.converters import CONVERTERS
 from spa.codegen.plan_memory import plan_memory
 from spa.codegen.prepare import interface, prepare
 from spa.codegen.schedule import schedule
@@ -30,11 +31,11 @@ def compile_target(
     model: onnx.ModelProto, title: str, target: Target, shapes: Mapping[str, tuple[int, ...]]
 ) -> Artifact:
     """Compile for one target. Deterministic: the same model and target give the same bytes. Raises `Unsupported`."""
-    prepared = prepare(model, shapes, tvm_api.imported_ops())
+    prepared = prepare(model, shapes, tvm_api.imported_ops() | frozenset(CONVERTERS))
     inputs, outputs = interface(prepared)
     chosen = dispatch.dispatch(prepared, target, dispatch.FAMILIES)
     own = {op: (kernel.build(), layer.output) for op, (layer, kernel) in chosen.kernels.items()}
-    lowered = tvm_api.lower(tvm_api.import_onnx(chosen.model, own), inputs, outputs, target)
+    lowered = tvm_api.lower(tvm_api.import_onnx(chosen.model, own, CONVERTERS), inputs, outputs, target)
     lowered = schedule(lowered, own)
     program = lowered.program
     name = link.c_name(title)

@@ -28,9 +28,12 @@ from spa.errors import MissingTool, Unsupported
 try:
     import tvm
     import tvm_ffi
-    from tvm import relax, s_tir, tirx
+    from tvm import relax as relax  # `as`: for `converters`, which builds expressions of its own
+    from tvm import s_tir
+    from tvm import te as te
+    from tvm import tirx as tirx
     from tvm.relax.expr_functor import PyExprMutator, mutator
-    from tvm.relax.frontend.onnx import onnx_frontend
+    from tvm.relax.frontend.onnx import onnx_frontend as onnx_frontend
 except ImportError as error:
     raise MissingTool("TVM is not installed", hint="pip install 'spa-onnx[codegen]'") from error
 
@@ -76,28 +79,15 @@ class _Override:
         return self.function
 
 
-def _clip(bb: Any, inputs: Sequence[Any], attr: dict[str, Any], params: Any) -> Any:
-    """Clip with constant bounds as immediates; the frontend's own loads and checks both bounds for every element."""
-    dtype = str(inputs[0].ty.dtype)
-    low, high = (inputs[i] if len(inputs) > i else None for i in (1, 2))
-    if not all(b is None or isinstance(b, tvm.ir.GenericConst) for b in (low, high)):
-        return onnx_frontend.Clip._impl_v13(bb, [*inputs, None, None][:3], attr, params)
-    info = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
-    bounds = [
-        info.min if low is None else low.value.numpy().item(),
-        info.max if high is None else high.value.numpy().item(),
-    ]
-    low_value, high_value = (default if b != b else b for b, default in zip(bounds, (info.min, info.max), strict=True))
-    return relax.op.minimum(relax.op.maximum(inputs[0], relax.const(low_value, dtype)), relax.const(high_value, dtype))
-
-
-OVERRIDES: dict[str, Converter] = {"Clip": _clip}
+def constant(expr: Any) -> np.ndarray[Any, Any] | None:
+    """The value of a Relax constant, or None for anything else."""
+    return np.asarray(expr.value.numpy()) if isinstance(expr, tvm.ir.GenericConst) else None
 
 
 @contextlib.contextmanager
 def _converters(extra: dict[str, Converter]) -> Iterator[None]:
     original = onnx_frontend._get_convert_map
-    table = {**original(), **{name: _Override(function) for name, function in {**OVERRIDES, **extra}.items()}}
+    table = {**original(), **{name: _Override(function) for name, function in extra.items()}}
     onnx_frontend._get_convert_map = lambda: table
     try:
         yield
@@ -113,15 +103,19 @@ def _call_kernel(kernel: PrimFunc, name: str, dtype: str, shape: tuple[int, ...]
     return convert
 
 
-def import_onnx(model: onnx.ModelProto, kernels: dict[str, tuple[PrimFunc, Tensor]]) -> Any:
+def import_onnx(
+    model: onnx.ModelProto, kernels: dict[str, tuple[PrimFunc, Tensor]], converters: dict[str, Converter]
+) -> Any:
     """The Relax module of a model with static shapes. Nodes whose op type is a key of `kernels` become calls of that
-    kernel (their inputs in order, then the output tensor). Raises `Unsupported` where the frontend gives up."""
+    kernel (their inputs in order, then the output tensor); `converters` come before the frontend's own. Raises `Unsupported` where the frontend gives up."""
     said = io.StringIO()
-    extra = {op: _call_kernel(f, op, out.dtype, out.shape) for op, (f, out) in kernels.items()}
+    calls = {op: _call_kernel(f, op, out.dtype, out.shape) for op, (f, out) in kernels.items()}
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), _converters(extra):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), _converters({**converters, **calls}):
             warnings.simplefilter("ignore")
             return onnx_frontend.from_onnx(model, keep_params_in_input=False)
+    except Unsupported:
+        raise
     except Exception as error:  # the frontend raises every kind there is
         first = next(
             (line for line in said.getvalue().splitlines() if line.startswith("Error converting operator")), ""
@@ -218,10 +212,20 @@ def lower(module: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], targ
         raise Unsupported(f"TVM cannot lower the network: {_first_line(error)}") from error
     program = _walk(module["main"], tuple(inputs), tuple(outputs))
     used = {call.kernel for call in program.calls}
-    kernels = {var.name_hint: f for var, f in module.functions.items() if var.name_hint in used}
+    kernels = {var.name_hint: _from_the_start(f) for var, f in module.functions.items() if var.name_hint in used}
     for name, kernel in kernels.items():
         _check_alone(name, kernel)
     return Lowered(program, kernels)
+
+
+def _from_the_start(kernel: PrimFunc) -> PrimFunc:
+    """Buffers that may begin anywhere in their memory (some scatters ask for it) begin at its start here."""
+    moved = {p: tirx.decl_buffer(list(p.shape), str(p.dtype), name=p.name) for p in kernel.params if _floats(p)}
+    return kernel.specialize(moved) if moved else kernel
+
+
+def _floats(param: Any) -> bool:
+    return tirx.is_buffer_var(param) and not isinstance(param.elem_offset, tirx.IntImm)
 
 
 def _check_alone(name: str, kernel: PrimFunc) -> None:

@@ -44,6 +44,17 @@ NETWORKS = {
     { a = Tanh(x)  b = Erf(x)  c = Exp(a)  two = Constant<value_float=1.7>()  d = Pow(c, two)  e = Sqrt(d)  f = Sin(e)
       h = Add(b, f)  i = Log(d)  j = Softplus(i)  y = Mul(h, j) }""",
     "celu": "g (float[2,20] x) => (float[2,20] y) { y = Celu<alpha=1.5>(x) }",
+    "cumsum": """g (float[3,7] x) => (float[3,7] a, float[3,7] b)
+    { one = Constant<value=int64 {1}>() zero = Constant<value=int64 {0}>()
+      a = CumSum(x, one) b = CumSum<exclusive=1, reverse=1>(x, zero) }""",
+    "topk": """g (float[2,9,3] x) => (float[2,4,3] v, int64[2,4,3] i, float[2,9,2] w)
+    { k = Constant<value_ints=[4]>() two = Constant<value_ints=[2]>() r = Round(x)
+      v, i = TopK<axis=1>(r, k) w, j = TopK<largest=0>(x, two) }""",
+    "lp": """g (float[3,8] x) => (float[3,8] a, float[3,8] b)
+    { a = LpNormalization<axis=-1, p=2>(x) r = Relu(x) b = LpNormalization<axis=0, p=1>(r) }""",
+    "scatter": """g (float[5,4] x, int64[3,1] i, float[3,4] u) => (float[5,4] y, float[5,4] z)
+    { y = ScatterND<reduction="add">(x, i, u) c = Constant<value=int64[1,4] {1,0,3,1}>() v = Constant<value=float[1,4] {1.,2.,3.,4.}>()
+      z = ScatterElements<axis=0>(x, c, v) }""",
     "shapes": """g (float[2,3,4] x) => (float[4,6] y, float[2,1,4] z)
     { s = Shape(x)  i = Constant<value_ints=[2]>()  d = Gather(s, i)  m = Constant<value_ints=[-1]>()
       t = Concat<axis=0>(d, m)  p = Transpose<perm=[2,0,1]>(x)  y = Reshape(p, t)
