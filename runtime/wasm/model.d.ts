@@ -18,7 +18,8 @@ export const outputs: readonly Tensor[];
 
 /** One instance of the network, with memory of its own. */
 export class Network {
-  constructor(module: WebAssembly.Module);
+  /** From an instance of the module; `load` makes one. */
+  constructor(instance: WebAssembly.Instance);
   /** The memory of an input, to be filled before `step`. */
   input<K extends keyof Inputs>(name: K): Inputs[K];
   /** The memory of an output, valid until the next `step`. */

@@ -46,8 +46,9 @@ export class Network {
   #inputAt = [];
   #outputAt = [];
 
-  constructor(module) {
-    this.#exports = new WebAssembly.Instance(module, {}).exports;
+  /** From an instance of the module; `load` makes one (asynchronously: browsers refuse to do it otherwise for large ones). */
+  constructor(instance) {
+    this.#exports = instance.exports;
     this.#exports._initialize?.();
     let top = this.#exports.__heap_base.value;
     const take = (bytes) => {
@@ -114,5 +115,5 @@ export class Network {
 
 /** Load the network; each call makes an independent instance. */
 export async function load(source) {
-  return new Network(await compile(source));
+  return new Network(await WebAssembly.instantiate(await compile(source), {}));
 }

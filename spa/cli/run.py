@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def run(bundle: Path, target: str | None, source: Path, sink: Path | None, engine: str | None, as_json: bool) -> None:
     """Run BUNDLE once on the arrays of an .npz file."""
-    import numpy as np
-
     from spa.runtime.load import target_of
     from spa.runtime.run import open_engine
 
@@ -43,14 +42,9 @@ def run(bundle: Path, target: str | None, source: Path, sink: Path | None, engin
     finally:
         running.close()
     if sink is not None:
-        stage = sink.with_name(f".{sink.name}.tmp.npz")
-        try:
-            np.savez(stage, **outputs)  # type: ignore[arg-type]  # numpy takes the keyword allow_pickle for an array
-            stage.replace(sink)
-        finally:
-            stage.unlink(missing_ok=True)
+        _write(sink, outputs)
     rows = [
-        {"name": k, "dtype": str(v.dtype), "shape": list(v.shape), "min": float(v.min()), "max": float(v.max())}
+        {"name": k, "dtype": str(v.dtype), "shape": list(v.shape), "min": _finite(v.min()), "max": _finite(v.max())}
         for k, v in outputs.items()
     ]
     if as_json:
@@ -68,7 +62,7 @@ def run(bundle: Path, target: str | None, source: Path, sink: Path | None, engin
 
     table = Table("output", "dtype", "shape", "min", "max")
     for row in rows:
-        table.add_row(str(row["name"]), str(row["dtype"]), str(row["shape"]), f"{row['min']:.6g}", f"{row['max']:.6g}")
+        table.add_row(str(row["name"]), str(row["dtype"]), str(row["shape"]), f"{row['min']}", f"{row['max']}")
     Console().print(table)
 
 
@@ -84,3 +78,27 @@ def _read(path: Path) -> dict[str, Array]:
         raise
     except Exception as error:
         raise UsageError(f"{path} is no readable .npz file: {error}", hint="numpy.savez(path, input=array)") from error
+
+
+def _finite(value: Any) -> float | None:
+    """For JSON, which knows neither infinity nor NaN."""
+    return float(f"{value:.9g}") if abs(value) < float("inf") else None
+
+
+def _write(path: Path, arrays: Mapping[str, Array]) -> None:
+    """As `numpy.savez`, which cannot take every name; whole or not at all."""
+    import zipfile
+
+    import numpy as np
+
+    stage = path.with_name(f".{path.name}.tmp")
+    try:
+        with zipfile.ZipFile(stage, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+        stage.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        stage.unlink(missing_ok=True)
