@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,32 @@ from spa.coupling import Coupling
 from spa.coupling.analysis import Mask
 from spa.coupling.edit import Edit
 from spa.coupling.rules import table
+from spa.model import Model
+from spa.pipeline import Result
 from spa.shapes import SHAPE_OPS, constants, tensor_of
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Choose channels under one budget and take them out; options as those of `spa.plan`."""
+
+    name: ClassVar[str] = "slice"
+
+    ratio: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    size: int | None = None
+    criterion: str = "l2"
+    aggregate: str = "mean"
+    scope: str = "auto"
+    align: int = 1
+    keep: tuple[str, ...] = ()
+
+    def run(self, model: Model) -> Result:
+        from spa.plan import plan
+        from spa.prune import apply
+
+        return apply(model, plan(model, **{f.name: getattr(self, f.name) for f in fields(self)}))
 
 
 def slice_channels(coupling: Coupling, gone: dict[int, Mask]) -> Edit:
@@ -27,6 +53,8 @@ def slice_channels(coupling: Coupling, gone: dict[int, Mask]) -> Edit:
         for i in stale:
             known = op.known(i)
             if known is not None:
+                for axis in range(known.ndim):  # a state of zeros, say, as wide as the channels that are left
+                    known = np.compress(edit.kept_or_all((op.inputs[i], axis)), known, axis=axis)
                 edit.connect(op, i, edit.constant(op.node, f"{op.out.name}_was{i}", known))
         if rule is not None and rule.repair is not None and (stale or edit.changed(op)):
             rule.repair(op, edit)

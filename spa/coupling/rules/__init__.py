@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FAMILIES = (
     "elementwise",
     "contraction",
+    "einsum",
+    "quantize",
+    "recurrent",
     "normalization",
     "pooling",
     "reduction",

@@ -5,43 +5,52 @@ A removed index of the contracted axis is exact when either side is zero there: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
-from spa.coupling.axes import Axes, Op
+from spa.coupling.axes import Axes, Op, Slot
 from spa.coupling.edit import Edit
 from spa.coupling.rules import Table, rows
 
 WINDOW = "spatial positions are mixed by a window"
+SUMMED = "summed against a value that masking does not make zero"
+Zero = Callable[[Slot], bool]  # `g.zero`, or what an op with zero points makes of it
 
 
-def contract(g: Axes, a: ir.Value, i: int, b: ir.Value, j: int) -> None:
+def contract(g: Axes, a: ir.Value, i: int, b: ir.Value, j: int, zero: Zero | None = None) -> None:
     """sum over index k of a[.. k ..] b[.. k ..]."""
+    zero = zero or g.zero
     g.same((a, i), (b, j))
-    if not g.zero((a, i)) and not g.zero((b, j)):
-        g.freeze((a, i), "summed against a value that masking does not make zero", approximate=True)
+    if not zero((a, i)) and not zero((b, j)):
+        g.freeze((a, i), SUMMED, approximate=True)
 
 
 def conv(op: Op, g: Axes) -> None:
-    """x [N, C, ...], W [O, C/group, ...], B [O] -> y [N, O, ...]."""
-    x, w, b, y = op.inputs[0], op.inputs[1], op.input(2), op.out
+    convolve(op, g, 0, 1, 2, g.zero)
+
+
+def convolve(op: Op, g: Axes, i: int, j: int, k: int, zero: Zero) -> None:
+    """x [N, C, ...], W [O, C/group, ...], B [O] -> y [N, O, ...], operands at positions i, j, k."""
+    x, w, b, y = op.inputs[i], op.inputs[j], op.input(k), op.out
     assert x is not None and w is not None
     groups = int(op.attr("group", 1))
     outputs = op.shape(w)[0]
     g.same((x, 0), (y, 0))
-    g.mark((y, 0), g.zero((x, 0)) and b is None)
+    g.mark((y, 0), zero((x, 0)) and b is None)
     g.same((w, 0), (y, 1))
     if b is not None:
         g.same((b, 0), (y, 1))
     if groups == 1:
-        contract(g, x, 1, w, 1)
+        contract(g, x, 1, w, 1, zero)
     else:
         group = g.virtual("group", groups)
         g.factor((x, 1), [(group, groups), ((w, 1), op.shape(w)[1])])
         g.factor((y, 1), [(group, groups), (g.virtual("within", outputs // groups), outputs // groups)])
-        if not g.zero((x, 1)) and not g.zero((w, 1)):
-            g.freeze((x, 1), "summed against a value that masking does not make zero", approximate=True)
-    g.mark((y, 1), g.zero((w, 0)) and (b is None or g.zero((b, 0))))
-    window(op, g)
+        if not zero((x, 1)) and not zero((w, 1)):
+            g.freeze((x, 1), SUMMED, approximate=True)
+    g.mark((y, 1), zero((w, 0)) and (b is None or g.zero((b, 0))))
+    window(op, g, x, w)
 
 
 def conv_transpose(op: Op, g: Axes) -> None:
@@ -62,15 +71,14 @@ def conv_transpose(op: Op, g: Axes) -> None:
     if b is not None:
         g.same((b, 0), (y, 1))
     g.mark((y, 1), g.zero((w, 1)) and g.zero((w, 0)) and (b is None or g.zero((b, 0))))
-    window(op, g)
+    window(op, g, x, w)
 
 
-def window(op: Op, g: Axes) -> None:
-    for v in (op.inputs[0], op.inputs[1], op.out):
-        assert v is not None
+def window(op: Op, g: Axes, x: ir.Value, w: ir.Value) -> None:
+    for v in (x, w, op.out):
         for axis in range(2, len(op.shape(v))):
             g.freeze((v, axis), WINDOW)
-            if v is op.inputs[1]:
+            if v is w:
                 g.kernel.add((v, axis))
 
 
@@ -100,21 +108,34 @@ def gemm(op: Op, g: Axes) -> None:
 
 
 def product(
-    g: Axes, a: ir.Value, rows_: list[int], ka: int, b: ir.Value, columns: list[int], kb: int, y: ir.Value
+    g: Axes,
+    a: ir.Value,
+    rows_: list[int],
+    ka: int,
+    b: ir.Value,
+    columns: list[int],
+    kb: int,
+    y: ir.Value,
+    zero: Zero | None = None,
 ) -> None:
     """The last axes of y are `rows_` of a, then `columns` of b; axis ka of a is summed against kb of b."""
+    zero = zero or g.zero
     rank = len(g.shapes.shape.get(y) or ())
-    contract(g, a, ka, b, kb)
+    contract(g, a, ka, b, kb, zero)
     own = [(a, axis) for axis in rows_] + [(b, axis) for axis in columns]
     for i, (v, axis) in enumerate(own):
         out = rank - len(own) + i
         g.same((v, axis), (y, out))
-        g.mark((y, out), g.zero((v, axis)))
+        g.mark((y, out), zero((v, axis)))
 
 
 def matmul(op: Op, g: Axes) -> None:
-    """numpy's matmul: batch axes broadcast, the last of A against the second to last of B."""
-    a, b, y = op.inputs[0], op.inputs[1], op.out
+    multiply(op, g, 0, 1, g.zero)
+
+
+def multiply(op: Op, g: Axes, i: int, j: int, zero: Zero) -> None:
+    """numpy's matmul: batch axes broadcast, the last of A against the second to last of B; operands at i and j."""
+    a, b, y = op.inputs[i], op.inputs[j], op.out
     assert a is not None and b is not None
     ra, rb = len(op.shape(a)), len(op.shape(b))
     flip_a, flip_b = (bool(op.attr(k, 0)) for k in ("transA", "transB"))  # com.microsoft FusedMatMul
@@ -122,17 +143,17 @@ def matmul(op: Op, g: Axes) -> None:
     kb, column = (rb - 1, rb - 2) if flip_b else (rb - 2, rb - 1)
     if rb == 1:
         kb = 0
-    product(g, a, [row] if ra > 1 else [], ka, b, [column] if rb > 1 else [], kb, y)
+    product(g, a, [row] if ra > 1 else [], ka, b, [column] if rb > 1 else [], kb, y, zero)
     rank = len(op.shape(y))
     lead = rank - (ra > 1) - (rb > 1)
     for axis in range(lead):
-        n, zero = op.shape(y)[axis], []
+        n, empty = op.shape(y)[axis], []
         for v, r in ((a, ra), (b, rb)):
             own = axis - lead + r - 2
             if own >= 0 and op.shape(v)[own] == n:
                 g.same((v, own), (y, axis))
-                zero.append(g.zero((v, own)))
-        g.mark((y, axis), any(zero))
+                empty.append(zero((v, own)))
+        g.mark((y, axis), any(empty))
 
 
 RULES: Table = (

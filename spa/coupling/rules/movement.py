@@ -7,6 +7,7 @@ import numpy as np
 from spa.coupling.axes import Axes, Op
 from spa.coupling.edit import Edit, Size
 from spa.coupling.rules import Table, rows
+from spa.coupling.rules.elementwise import is_zero
 
 
 def transpose(op: Op, g: Axes) -> None:
@@ -29,7 +30,7 @@ def expand(op: Op, g: Axes) -> None:
             g.same((x, own), (y, axis))
             g.mark((y, axis), g.zero((x, own)))
         else:
-            g.mark((y, axis), False)
+            g.mark((y, axis), is_zero(op, x))
 
 
 def follow_expand(op: Op, edit: Edit) -> None:
