@@ -10,7 +10,6 @@ Scales and zero points per channel are sliced along; those per block tie whole b
 
 from __future__ import annotations
 
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
