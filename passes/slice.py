@@ -19,7 +19,7 @@ from spa.shapes import SHAPE_OPS, constants, tensor_of
 
 @dataclass(frozen=True)
 class Slice:
-    """Choose channels under one budget and take them out; options as those of `spa.plan`."""
+    """Choose channels under one budget and take them out; options as those of `spa.planning`."""
 
     name: ClassVar[str] = "slice"
 
@@ -34,8 +34,8 @@ class Slice:
     keep: tuple[str, ...] = ()
 
     def run(self, model: Model) -> Result:
-        from spa.plan import plan
-        from spa.prune import apply
+        from spa.planning import plan
+        from spa.pruning import apply
 
         return apply(model, plan(model, **{f.name: getattr(self, f.name) for f in fields(self)}))
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from spa.model import Model as Model
     from spa.model import load as load
     from spa.pipeline import Pipeline as Pipeline
-    from spa.plan import Plan as Plan
-    from spa.plan import plan as plan
-    from spa.prune import Result as Result
-    from spa.prune import apply as apply
-    from spa.prune import prune as prune
-    from spa.verify import verify as verify
+    from spa.planning import Plan as Plan
+    from spa.planning import plan as plan
+    from spa.pruning import Result as Result
+    from spa.pruning import apply as apply
+    from spa.pruning import prune as prune
+    from spa.verification import verify as verify
 
 _WHERE = {
     "load": "spa.model",
@@ -36,12 +36,12 @@ _WHERE = {
     "analyze": "spa.coupling",
     "Coupling": "spa.coupling",
     "Group": "spa.coupling",
-    "plan": "spa.plan",
-    "Plan": "spa.plan",
-    "apply": "spa.prune",
-    "prune": "spa.prune",
-    "Result": "spa.prune",
-    "verify": "spa.verify",
+    "plan": "spa.planning",
+    "Plan": "spa.planning",
+    "apply": "spa.pruning",
+    "prune": "spa.pruning",
+    "Result": "spa.pruning",
+    "verify": "spa.verification",
     "Pipeline": "spa.pipeline",
     "compile": "spa.codegen.bundle",
     "Bundle": "spa.codegen.bundle",

@@ -13,8 +13,8 @@ from spa import allocate
 from spa.errors import CheckFailed
 from spa.importance.magnitude import magnitude
 from spa.inputs import Feeds
-from spa.plan import Plan, from_masks, matcher
-from spa.verify import Session, feeds_for
+from spa.planning import Plan, from_masks, matcher
+from spa.verification import Session, feeds_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ def plan_by_drift(
     """Remove as much as keeps the drift at or below `limit`: bisection over the share of offers taken.
 
     Raises `CheckFailed` where no input can be found on which the network runs."""
-    from spa.prune import apply
+    from spa.pruning import apply
 
     scores = magnitude(coupling, criterion, aggregate)
     spared = matcher(keep, coupling)

@@ -22,7 +22,7 @@ from spa.errors import UsageError
 
 if TYPE_CHECKING:
     from spa.model import Model
-    from spa.plan import Plan
+    from spa.planning import Plan
 
 ENTRY_POINTS = "spa.passes"
 

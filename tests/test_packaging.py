@@ -166,8 +166,8 @@ PRUNING = (
     "spa.coupling",
     "spa.importance",
     "spa.allocate",
-    "spa.plan",
-    "spa.prune",
+    "spa.planning",
+    "spa.pruning",
     "spa.calibrate",
     "spa.passes.slice",
 )
@@ -176,7 +176,7 @@ PRUNING = (
 FORBIDDEN = {
     "spa.coupling": (*PRUNING[1:], "spa.passes", "spa.codegen", "spa.runtime", "spa.cli"),
     "spa.importance": ("spa.passes", "spa.codegen", "spa.runtime", "spa.cli"),
-    "spa.plan": ("spa.codegen", "spa.runtime", "spa.cli"),
+    "spa.planning": ("spa.codegen", "spa.runtime", "spa.cli"),
     "spa.passes": ("spa.codegen", "spa.runtime", "spa.cli"),
     "spa.codegen": (*PRUNING, "spa.cli"),
     "spa.model": ("spa.coupling", "spa.passes", "spa.codegen", "spa.runtime", "spa.cli"),

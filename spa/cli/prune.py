@@ -79,9 +79,9 @@ def prune(model: Path, **options: Any) -> None:
     """Prune MODEL, prove the result equal to the masked network, and write it."""
     from spa.cli.progress import stages
     from spa.model import load, write_atomic
-    from spa.plan import Plan
-    from spa.prune import finish
-    from spa.verify import Verification
+    from spa.planning import Plan
+    from spa.pruning import finish
+    from spa.verification import Verification
 
     start = time.monotonic()
     targets: tuple[str, ...] = options["targets"]
@@ -166,7 +166,7 @@ def decide(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The plan: replayed, by budget, or by drift."""
     from spa.coupling import analyze
-    from spa.plan import Plan, plan
+    from spa.planning import Plan, plan
 
     coupling = analyze(network, sizes=sizes, allow_approximate=options["allow_approximate"])
     if options["apply_plan"]:

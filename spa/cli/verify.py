@@ -36,8 +36,8 @@ def verify(
     """Compare the outputs of networks A and B, graph optimisations off; exit 1 where they differ."""
     from spa.inputs import load as load_inputs
     from spa.model import load
-    from spa.plan import Plan
-    from spa.verify import verify as compare
+    from spa.planning import Plan
+    from spa.verification import verify as compare
 
     dense, other = load(a), load(b)
     plan = Plan.load(plan_file) if plan_file else None

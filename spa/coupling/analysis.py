@@ -241,6 +241,7 @@ def name_groups(
     prunable: list[Group] = []
     blocked: list[Blocked] = []
     used: dict[str, int] = {}
+    order = {slot: i for i, slot in enumerate(axes.size)}
     for closure in found:
         weighs = np.zeros(closure.count, bool)  # does the class hold a parameter?
         for dim, labels in closure.labels.items():
@@ -249,7 +250,7 @@ def name_groups(
         if not weighs.any():
             continue
         touched = [d for d in closure.labels if (closure.labels[d] >= 0).any()]
-        name = _name(closure, [d for d in touched if d in parameters], parameters, used)
+        name = _name([s for d in touched for s in parameters.get(d, ())], order, used)
         free = weighs & ~closure.stuck
         if not free.any():
             seen: dict[Reason, None] = dict.fromkeys(r for hit, r in closure.reasons if weighs[hit].any())
@@ -267,12 +268,9 @@ def name_groups(
     return prunable, blocked
 
 
-def _name(
-    closure: Closure, dims_: list[int], parameters: dict[int, list[tuple[ir.Value, int]]], used: dict[str, int]
-) -> str:
-    """The producing weight's axis, as `name:axis`; the output axis of a weight rather than its input axis."""
-    slots = [s for d in dims_ for s in parameters[d]]
-    value, axis = min(slots, key=lambda s: (len(tensor_of(s[0]).shape) < 2, s[1]))  # type: ignore[union-attr]
+def _name(slots: list[tuple[ir.Value, int]], order: dict[Slot, int], used: dict[str, int]) -> str:
+    """The first weight in order of execution, the producer, as `name:axis`; matrices before vectors."""
+    value, axis = min(slots, key=lambda s: (len(tensor_of(s[0]).shape) < 2, order[s]))  # type: ignore[union-attr]
     base = f"{value.name}:{axis}"
     used[base] = used.get(base, 0) + 1
     return base if used[base] == 1 else f"{base}#{used[base]}"

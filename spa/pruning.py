@@ -10,8 +10,8 @@ from spa.inputs import Feeds
 from spa.model import Model
 from spa.passes.slice import slice_channels, transplant
 from spa.pipeline import Result
-from spa.plan import Plan, gone_from, plan
-from spa.verify import Verification, require, verify
+from spa.planning import Plan, gone_from, plan
+from spa.verification import Verification, require, verify
 
 __all__ = ["Result", "apply", "prune"]
 
@@ -42,7 +42,7 @@ def prune(
     fold: bool = True,
     **budget: Any,
 ) -> Result:
-    """Plan, apply, verify and fold. `budget` and choices as in `spa.plan.plan`; with none, see `spa.drift`.
+    """Plan, apply, verify and fold. `budget` and choices as in `spa.planning.plan`; with none, see `spa.drift`.
 
     Raises `CheckFailed` where the pruned network is not the masked one; the input model is never changed."""
     coupling = coupling or analyze(model, sizes=sizes)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from spa.model import Model
-    from spa.plan import Plan, Removed
+    from spa.planning import Plan, Removed
 
 Array = npt.NDArray[Any]
 TOLERANCE = 1e-3  # of the output's spread, float32
