@@ -34,6 +34,9 @@ FAMILIES = (
     "reshape",
     "movement",
     "indexing",
+    "scatter",
+    "sampling",
+    "opaque",
     "control",
 )
 

@@ -13,7 +13,7 @@ from spa.coupling.rules import Table, rows
 
 # f(0) = 0
 ODD = (
-    "Abs", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "LeakyRelu",
+    "Abs", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "HardSwish", "LeakyRelu",
     "Mish", "Neg", "Relu", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh", "Softsign", "Sqrt", "Swish", "Tan", "Tanh",
     "ThresholdedRelu", "IsNaN", "IsInf", "Identity", "Cast",
 )  # fmt: skip
@@ -31,24 +31,11 @@ OTHER = (
     "Sigmoid",
     "Softplus",
 )
-EXPLODES = ("Log", "Reciprocal")  # at zero
-ALL_ZERO = (
-    "Add",
-    "Sub",
-    "Max",
-    "Min",
-    "Sum",
-    "Mean",
-    "Or",
-    "Xor",
-    "BitwiseOr",
-    "BitwiseXor",
-    "PRelu",
-    "Less",
-    "Greater",
-)
-ANY_ZERO = ("Mul", "And", "BitwiseAnd", "Mod")
-NONE_ZERO = ("Equal", "LessOrEqual", "GreaterOrEqual", "Pow", "Div", "Where", "Clip", "CastLike", "Dropout")
+EXPLODES = ("Log", "Reciprocal", "Acosh")  # at zero
+ALL_ZERO = ("Add", "Sub", "Max", "Min", "Sum", "Mean", "Or", "Xor", "BitwiseOr", "BitwiseXor", "Less", "Greater")
+ANY_ZERO = ("Mul", "And", "BitwiseAnd", "SwiGLU")
+FIRST_ZERO = ("PRelu", "BitShift", "Div", "Mod")
+DIVIDES = ("Div", "Mod")
 
 
 def is_zero(op: Op, value: ir.Value) -> bool:
@@ -64,7 +51,7 @@ def unary(op: Op, g: Axes) -> None:
         zero = g.zero((x, axis))
         if op.kind in EXPLODES and zero:
             g.freeze((x, axis), "masking makes this zero, where the function is not finite")
-        g.mark((y, axis), op.kind in ODD and zero)
+        g.mark((y, axis), op.kind in ODD and zero and float(op.attr("lambd", 0.5)) >= 0)  # Shrink
 
 
 def broadcast(op: Op, g: Axes) -> None:
@@ -87,25 +74,27 @@ def broadcast(op: Op, g: Axes) -> None:
 
 def result_zero(op: Op, g: Axes, zero: list[bool], back: int) -> bool:
     """Is f of the operands zero, given which of them are zero (and finite otherwise)?"""
-    if op.kind == "Div":
-        denominator = op.inputs[1]
-        assert denominator is not None
-        own = back + len(op.shape(denominator))
-        if zero[1] and own >= 0 and op.shape(denominator)[own] > 1:
-            g.freeze((denominator, own), "masking makes this divisor zero")
-        return zero[0]
+    if op.kind in DIVIDES and zero[1]:
+        freeze_operand(op, g, 1, back, "masking makes this divisor zero")
     if op.kind == "Pow":
         exponent = op.known(1)
+        if zero[0] and (exponent is None or bool(np.any(exponent < 0))):
+            freeze_operand(op, g, 0, back, "masking makes this base zero, and the exponent may be negative")
         return zero[0] and exponent is not None and bool(np.all(exponent > 0))
     if op.kind == "Where":
         return all(zero[1:])
-    if op.kind == "Mod":
-        return zero[0]
-    if op.kind == "PRelu":
+    if op.kind in FIRST_ZERO:
         return zero[0]
     if op.kind in ANY_ZERO:
         return any(zero)
     return op.kind in ALL_ZERO and all(zero)
+
+
+def freeze_operand(op: Op, g: Axes, i: int, back: int, text: str) -> None:
+    value = op.inputs[i]
+    own = back + len(op.shape(value))
+    if value is not None and own >= 0 and op.shape(value)[own] > 1:
+        g.freeze((value, own), text)
 
 
 def clip(op: Op, g: Axes) -> None:
@@ -132,7 +121,7 @@ def first_operand(op: Op, g: Axes) -> None:
 
 RULES: Table = (
     rows(unary, *ODD, *OTHER)
-    | rows(broadcast, *ALL_ZERO, *ANY_ZERO, "Equal", "LessOrEqual", "GreaterOrEqual", "Pow", "Div", "Where")
+    | rows(broadcast, *ALL_ZERO, *ANY_ZERO, *FIRST_ZERO, "Equal", "LessOrEqual", "GreaterOrEqual", "Pow", "Where")
     | rows(clip, "Clip")
     | rows(first_operand, "CastLike", "Dropout")
 )

@@ -245,7 +245,7 @@ def along_columns(op: Op, g: Axes, value: ir.Value, axis: int, *parameters: int)
         if v is not None and len(op.shape(v)) == 1:
             g.same((v, 0), (value, axis))
         for k in range(len(op.shape(v)) if v is not None and len(op.shape(v)) == rank > 1 else 0):
-            g.same((v, k), (value, k))  # type: ignore[arg-type]
+            g.same((v, k), (value, k))
 
 
 def column_zero(op: Op, g: Axes, scale: int, at: int, zero: Zero, column: Slot) -> Zero:

@@ -65,9 +65,11 @@ def along(op: Op, g: Axes) -> None:
     x = op.inputs[0]
     assert x is not None
     rank = len(op.shape(x))
-    known = op.known(1) if op.kind == "CumSum" else None
+    cumulates = op.kind in ("CumSum", "CumProd")
+    known = op.known(1) if cumulates else None
     axis = int(known.reshape(-1)[0]) if known is not None else int(op.attr("axis", -1 if op.kind == "TopK" else 0))
-    blocked = op.kind == "CumSum" and known is None
+    blocked = cumulates and known is None
+    keeps = op.kind in ("CumSum", "TopK") or (op.kind == "CumProd" and not op.attr("exclusive", 0))  # zeros
     for y in op.outputs:
         dropped = len(op.shape(y)) < rank
         for i in range(rank):
@@ -78,11 +80,11 @@ def along(op: Op, g: Axes) -> None:
                     g.freeze((y, i), f"{op.kind} along this axis")
             else:
                 g.same((x, i), (y, out))
-                g.mark((y, out), op.kind in ("CumSum", "TopK") and y is op.out and g.zero((x, i)))
+                g.mark((y, out), keeps and y is op.out and g.zero((x, i)))
 
 
 RULES: Table = (
     rows(reduce, *SUMS, repair=rescale_mean, note="exact where masking gives zero")
     | rows(reduce, *OTHERS, note="reduced axes are blocked")
-    | rows(along, "ArgMax", "ArgMin", "CumSum", "TopK", note="the axis is blocked")
+    | rows(along, "ArgMax", "ArgMin", "CumSum", "CumProd", "TopK", note="the axis is blocked")
 )
