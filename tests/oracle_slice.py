@@ -35,7 +35,9 @@ def run(proto: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
     return list(session.run(None, feeds))
 
 
-def assert_masked_equal(dense: Model, cut: Model, removed: dict[str, dict[str, list[int]]], *, seed: int = 0, batch: int = 2) -> None:
+def assert_masked_equal(
+    dense: Model, cut: Model, removed: dict[str, dict[str, list[int]]], *, seed: int = 0, batch: int = 2
+) -> None:
     """`cut` passes the checker, runs, and agrees with the masked `dense` on a random input."""
     a, b = dense.to_proto(), cut.to_proto()
     onnx.checker.check_model(b, full_check=True)

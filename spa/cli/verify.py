@@ -32,7 +32,7 @@ def verify(
     seed: int,
     shapes: tuple[str, ...],
     as_json: bool,
-) -> int:
+) -> None:
     """Compare the outputs of networks A and B, graph optimisations off; exit 1 where they differ."""
     from spa.inputs import load as load_inputs
     from spa.model import load
@@ -54,4 +54,5 @@ def verify(
         )
         if result.where:
             click.echo(f"first difference: {result.where}")
-    return 0 if result.ok else 1
+    if not result.ok:
+        click.get_current_context().exit(1)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spa.coupling import groups as grouping
-from spa.coupling.axes import Axes, Op, Reason
+from spa.coupling.axes import Axes, Op, Reason, Slot
 from spa.coupling.groups import Closure, Dims, Labels
 from spa.coupling.rules import table
 from spa.model import Model, inlined
