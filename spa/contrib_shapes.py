@@ -157,7 +157,25 @@ def _blocks(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
     return [(*s[0][:-1], int(_attr(node, "N")))]
 
 
+def _onnx_attention(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
+    """Output, present keys and values, scores."""
+    q, k, v = s[0], s[1], s[2]
+    past = s[4] if len(s) > 4 else None
+    assert q is not None and k is not None and v is not None
+    if len(q) == 3:
+        heads, kv = int(_attr(node, "q_num_heads")), int(_attr(node, "kv_num_heads"))
+        y: Shape = (*q[:2], heads * v[2] // kv)
+        d, e, length, queries = k[2] // kv, v[2] // kv, k[1], q[1]
+    else:
+        heads, kv, d, e, length, queries = q[1], k[1], k[3], v[3], k[2], q[2]
+        y = (*q[:3], e)
+    length += past[2] if past else 0
+    return [y, (q[0], kv, length, d), (q[0], kv, length, e), (q[0], heads, queries, length)]
+
+
 def _attention(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
+    if node.domain == "":
+        return _onnx_attention(node, s)
     x, w = s[0], s[1]
     assert x is not None and w is not None
     heads = int(_attr(node, "num_heads", 1))

@@ -299,7 +299,7 @@ class Instance:
             # the op rejects these sizes: another assignment may do, and an unknown shape blocks what touches it
             self.failures += 1
             return {}
-        if node.domain == "ai.onnx.ml":  # most of these ops have no inference
+        if node.domain == "ai.onnx.ml" or node.op_type == "Attention":  # inference tells little or nothing here
             return output_types(node, [None if v is None else self.types.get(v) for v in node.inputs]) | _complete(
                 found
             )

@@ -302,7 +302,8 @@ def multi_head(op: Op, g: Axes) -> None:
         return blocked(op, g)
     d = op.shape(packed)[4] if packed is not None else op.shape(q)[2] // count
     e = op.shape(y)[2] // count
-    heads = heads_of(g, count, 1, d, e, tied=packed is not None)
+    # keys and values that come as heads must have one size
+    heads = heads_of(g, count, 1, d, e, tied=packed is not None or len(op.shape(k)) == 4)
     zeros: list[Zero] = []
     for t, dim in ((q, heads.d), (k, heads.d), (v, heads.e)):
         if t is None:
