@@ -11,6 +11,7 @@ import onnx_ir as ir
 from spa.coupling import Coupling
 from spa.coupling.analysis import Mask
 from spa.coupling.edit import Edit
+from spa.coupling.prepare import give_back
 from spa.coupling.rules import table
 from spa.model import Model
 from spa.pipeline import Result
@@ -63,6 +64,7 @@ def slice_channels(coupling: Coupling, gone: dict[int, Mask]) -> Edit:
     for value, shape in coupling.shapes.shape.items():
         if value.shape is not None and shape is not None and len(shape) == len(value.shape):
             refresh_shape(edit, value, shape)
+    give_back(coupling.model.ir)
     drop_dead(coupling.model.ir)
     return edit
 

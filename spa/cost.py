@@ -16,7 +16,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spa.coupling.axes import Op, Slot
-from spa.model import Model, inlined
+from spa.coupling.prepare import inlined
+from spa.model import Model
 from spa.shapes import free_symbols, infer, tensor_of
 
 if TYPE_CHECKING:

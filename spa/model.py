@@ -74,26 +74,6 @@ class Model:
         return inspect(self)
 
 
-def inlined(model: Model) -> Model:
-    """The network without local functions: itself where it has none, else a copy with every call expanded.
-
-    A function's constants keep their origin, `domain::function/name`, whichever call they are now in."""
-    if not model.ir.functions:
-        return model
-    import onnx_ir.passes.common as common
-
-    from spa.shapes import ORIGIN, constants
-
-    copy = model.clone()
-    for value, name in constants(copy.ir).items():
-        value.meta[ORIGIN] = name
-    try:
-        common.InlinePass()(copy.ir)
-    except (ValueError, ir.passes.PreconditionError, ir.passes.PassError):
-        return model  # then the calls are operators without a rule, and block what they touch
-    return copy
-
-
 def load(source: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     """Read a network from a file or a message.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from spa.coupling.prepare import COPY
 from spa.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def removed_slices(coupling: Coupling, gone: dict[int, Mask]) -> Removed:
     """The constants that become shorter under `gone`, by name."""
     table: Removed = {}
     for value, name in coupling.constants.items():
+        if COPY in value.meta:
+            continue
         axes = {
             str(a): np.flatnonzero(gone[d]).tolist()
             for a in range(len(coupling.shapes.shape.get(value) or ()))
@@ -93,7 +96,7 @@ def gone_from(coupling: Coupling, removed: Removed) -> dict[int, Mask]:
 
     Raises `UsageError` where the table names tensors or slices that are no union of channels of this network."""
     want: dict[int, Mask] = {}
-    values = {name: value for value, name in coupling.constants.items()}
+    values = {name: value for value, name in coupling.constants.items() if COPY not in value.meta}
     for name, axes in removed.items():
         if name not in values:
             raise UsageError(

@@ -14,8 +14,9 @@ import onnx_ir as ir
 from spa.coupling import groups as grouping
 from spa.coupling.axes import Axes, Op, Reason, Slot
 from spa.coupling.groups import Closure, Dims, Labels
+from spa.coupling.prepare import COPY, prepare
 from spa.coupling.rules import table
-from spa.model import Model, inlined
+from spa.model import Model
 from spa.shapes import Shapes, infer, subgraphs, tensor_of
 from spa.shapes import constants as constant_names
 
@@ -119,13 +120,14 @@ def analyze(model: Model, *, sizes: dict[str, int] | None = None, allow_approxim
     `sizes` fixes symbolic dimensions; `allow_approximate` lets groups be pruned whose removal is not exactly the same
     as masking (normalisation over the axis), marked `exact=False`.
     """
-    model = inlined(model)
+    model = prepare(model)
     shapes = infer(model.ir, sizes)
     axes = Axes(shapes, allow_approximate)
     opsets = dict(model.ir.opset_imports)
     ops = [Op(n, shapes, n.version or opsets.get(n.domain, 1)) for n in nodes(model.ir.graph)]
     constants = constant_names(model.ir)
     protect(axes, ops, constants)
+    doubt_copies(axes, constants)
     doubt_carried(axes, ops)
     for op in ops:
         axes.op = op
@@ -175,6 +177,15 @@ def protect(axes: Axes, ops: list[Op], constants: dict[ir.Value, str]) -> None:
                     axes.mark((value, axis), False)
 
 
+def doubt_copies(axes: Axes, constants: dict[ir.Value, str]) -> None:
+    """A filler's copies are not masked: what they hold at a removed index is what they hold everywhere."""
+    for value in constants:
+        tensor = tensor_of(value) if COPY in value.meta else None
+        if tensor is not None and np.any(tensor.numpy()):
+            for axis in range(len(tensor.shape)):
+                axes.mark((value, axis), False)
+
+
 def doubt_carried(axes: Axes, ops: list[Op]) -> None:
     """What enters a loop body may have gone round already: only its owner's rule, which speaks later, knows more."""
     for op in ops:
@@ -218,7 +229,7 @@ def parameter_slots(axes: Axes, dims: Dims, constants: dict[ir.Value, str]) -> d
 
 def is_weight(value: ir.Value) -> bool:
     """Floating-point or quantised: something training made, not an index or a shape."""
-    tensor = tensor_of(value)
+    tensor = tensor_of(value) if COPY not in value.meta else None
     return tensor is not None and (tensor.dtype.is_floating_point() or tensor.dtype in QUANTISED)
 
 

@@ -36,7 +36,7 @@ def instance_norm(op: Op, g: Axes) -> None:
     g.same((scale, 0), (y, 1))
     g.same((bias, 0), (y, 1))
     g.mark((y, 0), False)
-    g.mark((y, 1), g.zero((scale, 0)) and g.zero((bias, 0)))
+    g.mark((y, 1), (g.zero((scale, 0)) or g.zero((x, 1))) and g.zero((bias, 0)))
     for axis in range(2, len(op.shape(x))):
         g.freeze((x, axis), MIXED)
         g.freeze((y, axis), MIXED)
