@@ -253,7 +253,7 @@ def _classified(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
 ROWS: dict[str, Row] = {
     **dict.fromkeys(("Gelu", "QuickGelu", "ScaledSiLU", "RotaryEmbedding", "GemmaRotaryEmbedding", "Trilu", "Inverse", "BiasSoftmax"), _same),
     **dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"), _same),
-    **dict.fromkeys(("GroupNorm", "GatedRMSNorm", "BranchwiseRMSNorm"), _same),
+    **dict.fromkeys(("GroupNorm", "GatedRMSNorm", "BranchwiseRMSNorm", "MoE", "QMoE"), _same),
     **dict.fromkeys(("BiasGelu", "FastGelu", "BiasAdd", "GatedAdd", "QLinearAdd", "QLinearMul"), _broadcast),
     **dict.fromkeys(("LayerNormalization", "SimplifiedLayerNormalization"), _normalised),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _skip_normalised),

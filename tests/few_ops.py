@@ -23,8 +23,8 @@ MICROSOFT = "com.microsoft"
 
 def node(kind: str, inputs: str, outputs: str, domain: str = "", **attributes: Any) -> onnx.NodeProto:
     """Operands as one text, separated by spaces; `_` stands for one that is left out."""
-    names = ["" if n == "_" else n for n in inputs.split()]
-    return helper.make_node(kind, names, outputs.split(), name=outputs.split()[0], domain=domain, **attributes)
+    reads, writes = (["" if n == "_" else n for n in text.split()] for text in (inputs, outputs))
+    return helper.make_node(kind, reads, writes, name=writes[0], domain=domain, **attributes)
 
 
 def microsoft(kind: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:

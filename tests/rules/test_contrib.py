@@ -1,0 +1,304 @@
+"""onnxruntime's fused operators and ai.onnx.ml: each between two weights, pruned at random, equal to the masked network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from few_ops import (
+    Array,
+    attributes,
+    find,
+    gone,
+    microsoft,
+    network,
+    node,
+    prune_and_compare,
+    reasons,
+    weights,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spa
+from spa.model import Model
+
+SEQUENCE, WIDTH = 3, 5
+SEEDS = st.integers(0, 999)
+CHANNELS = st.integers(2, 7)
+few = settings(max_examples=15)
+ML = "ai.onnx.ml"
+
+
+def between(nodes: list[onnx.NodeProto], constants: dict[str, Array], c: int, out: int, *, bias: bool = False) -> Model:
+    """x w0 (+ b0) -> h [nodes] z -> z wo."""
+    first = [node("MatMul", "x w0", "h0"), node("Add", "h0 b0", "h")] if bias else [node("MatMul", "x w0", "h")]
+    ends = weights(99, w0=(WIDTH, c), b0=(c,), wo=(out, 4))
+    if not bias:
+        del ends["b0"]
+    chain = [*first, *nodes, node("MatMul", "z wo", "y")]
+    return network(chain, {"x": (2, SEQUENCE, WIDTH)}, ["y"], ends | constants)
+
+
+# -- convolutions and products
+
+
+@few
+@given(
+    group=st.sampled_from([1, 2, 4]), bias=st.booleans(), skip=st.booleans(), seed=SEEDS,
+    activation=st.sampled_from(["Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid", ""]),
+)  # fmt: skip
+def test_fused_conv(group: int, bias: bool, skip: bool, seed: int, activation: str) -> None:
+    """Behind it a reduction over channels sees what masking leaves: zero, or what the activation makes of zero."""
+    params = {"Clip": [0.5, 6.0], "LeakyRelu": [0.1], "HardSigmoid": [0.2, 0.5]}.get(activation)
+    options: dict[str, Any] = {"activation": activation} if activation else {}
+    options |= {"activation_params": params} if params else {}
+    constants = weights(seed, w0=(8, 3, 1, 1), w=(8, 8 // group, 3, 3), b=(8,), wo=(4, 8, 1, 1))
+    operands = f"h w {'b' if bias else '_'} {'h' if skip else ''}"
+    nodes = [
+        node("Conv", "x w0", "h"),
+        microsoft("FusedConv", operands, "z", group=group, pads=[1] * 4, kernel_shape=[3, 3], **options),
+        node("Conv", "z wo", "y"),
+        node("ReduceSum", "z axis", "total"),
+    ]
+    constants["axis"] = np.array([1], np.int64)
+    if not bias:
+        del constants["b"]
+    model = network(nodes, {"x": (1, 3, 5, 5)}, ["y", "total"], constants)
+    cut, removed = prune_and_compare(model, seed)
+    zero = activation not in ("Sigmoid", "Clip", "HardSigmoid")
+    assert bool(gone(removed, "wo", 1)) == zero
+    if zero and group > 1 and gone(removed, "w", 0):
+        assert attributes(find(cut, "FusedConv"))["group"] <= group
+
+
+@few
+@given(c=CHANNELS, activation=st.sampled_from(["Relu", "Sigmoid", "Tanh"]), transposed=st.booleans(), seed=SEEDS)
+def test_fused_gemm(c: int, activation: str, transposed: bool, seed: int) -> None:
+    constants = weights(seed, w0=(c, WIDTH) if transposed else (WIDTH, c), b=(c,), wo=(c, 4))
+    constants["axis"] = np.array([1], np.int64)
+    nodes = [
+        microsoft("FusedGemm", "x w0 b", "z", activation=activation, transB=int(transposed)),
+        node("MatMul", "z wo", "y"),
+        node("ReduceSum", "z axis", "total"),
+    ]
+    _, removed = prune_and_compare(network(nodes, {"x": (3, WIDTH)}, ["y", "total"], constants), seed)
+    assert bool(gone(removed, "wo", 0)) == (activation != "Sigmoid")
+
+
+@few
+@given(c=CHANNELS, n=CHANNELS, left=st.booleans(), right=st.booleans(), seed=SEEDS)
+def test_fused_matmul(c: int, n: int, left: bool, right: bool, seed: int) -> None:
+    constants = weights(seed, w=(n, c) if right else (c, n), w0=(WIDTH, c), wo=(n, 4))
+    nodes = [node("MatMul", "x w0", "h")]
+    nodes += [node("Transpose", "h", "ht", perm=[0, 2, 1])] if left else []
+    options = {"transA": int(left), "transB": int(right), "alpha": 0.5}
+    nodes += [microsoft("FusedMatMul", f"{'ht' if left else 'h'} w", "z", **options), node("MatMul", "z wo", "y")]
+    _, removed = prune_and_compare(network(nodes, {"x": (2, SEQUENCE, WIDTH)}, ["y"], constants), seed)
+    assert gone(removed, "w0", 1) and gone(removed, "wo", 0)
+
+
+# -- normalisation
+
+RMS = {
+    "RMSNormalization": lambda: [node("RMSNormalization", "h g", "z", epsilon=0.1)],
+    "SimplifiedLayerNormalization": lambda: [node("SimplifiedLayerNormalization", "h g", "z", epsilon=0.1)],
+    "decomposed": lambda: [
+        node("Pow", "h two", "sq"),
+        node("ReduceMean", "sq last", "mean", keepdims=1),
+        node("Add", "mean eps", "me"),
+        node("Sqrt", "me", "rms"),
+        node("Div", "h rms", "n"),
+        node("Mul", "g n", "z"),
+    ],
+    "reciprocal": lambda: [
+        node("Mul", "h h", "sq"),
+        node("ReduceMean", "sq last", "mean", keepdims=1),
+        node("Add", "mean eps", "me"),
+        node("Sqrt", "me", "rms"),
+        node("Reciprocal", "rms", "inverse"),
+        node("Mul", "h inverse", "n"),
+        node("Mul", "n g", "z"),
+    ],
+}
+
+
+@few
+@given(form=st.sampled_from(sorted(RMS)), c=CHANNELS, bias=st.booleans(), seed=SEEDS)
+def test_rms_normalisation_is_exact(form: str, c: int, bias: bool, seed: int) -> None:
+    constants = weights(seed, g=(c,)) | {"eps": np.array([0.1], np.float32), "last": np.array([-1], np.int64)}
+    constants["two"] = np.array(2.0, np.float32)
+    nodes = RMS[form]()
+    used = {n for made in nodes for n in made.input}
+    model = between(nodes, {k: v for k, v in constants.items() if k in used}, c, c, bias=bias)
+    _, removed = prune_and_compare(model, seed)
+    assert gone(removed, "w0", 1) == gone(removed, "wo", 0) == gone(removed, "g", 0) != []
+
+
+@few
+@given(c=CHANNELS, bias=st.booleans(), total=st.booleans(), seed=SEEDS)
+def test_skip_rms_normalisation_is_exact(c: int, bias: bool, total: bool, seed: int) -> None:
+    operands, outputs = f"h h1 g {'b' if bias else ''}", "n _ _ s" if total else "n"
+    nodes = [
+        node("MatMul", "x w1", "h1"),
+        microsoft("SkipSimplifiedLayerNormalization", operands, outputs, epsilon=0.1),
+    ]
+    nodes.append(node("Add", "n s", "z") if total else node("Identity", "n", "z"))
+    constants = weights(seed, g=(c,), w1=(WIDTH, c)) | (weights(seed, b=(c,)) if bias else {})
+    _, removed = prune_and_compare(between(nodes, constants, c, c), seed)
+    assert gone(removed, "w0", 1) == gone(removed, "w1", 1) == gone(removed, "g", 0) == gone(removed, "wo", 0) != []
+
+
+def test_the_saved_deviation_of_an_rms_normalisation_blocks_it() -> None:
+    nodes = [node("SimplifiedLayerNormalization", "h g", "n inverse"), node("Mul", "n inverse", "z")]
+    assert "its deviation is an output of its own" in reasons(between(nodes, weights(g=(6,)), 6, 6))
+
+
+@few
+@given(c=CHANNELS, kind=st.sampled_from(["SkipLayerNormalization", "EmbedLayerNormalization"]), seed=SEEDS)
+def test_layer_normalisation_blocks_its_axis(c: int, kind: str, seed: int) -> None:
+    if kind == "SkipLayerNormalization":
+        nodes = [microsoft(kind, "h h g b", "z")]
+        model = between(nodes, weights(seed, g=(c,), b=(c,)), c, c)
+    else:
+        tables = weights(seed, word=(9, c), place=(4, c), segment=(2, c), g=(c,), b=(c,), wo=(c, 4))
+        nodes = [
+            microsoft(kind, "x segments word place segment g b", "z lengths"),
+            node("MatMul", "z wo", "y"),
+        ]
+        types = {"x": onnx.TensorProto.INT32, "segments": onnx.TensorProto.INT32}
+        model = network(nodes, {"x": (2, 3), "segments": (2, 3)}, ["y"], tables, types=types)
+    _, removed = prune_and_compare(model, seed)
+    assert removed == {}
+    assert "normalised over this axis" in reasons(model)
+    assert any(not g.exact for g in spa.analyze(model, allow_approximate=True).groups)
+
+
+# -- element by element
+
+BIASED = {
+    "BiasGelu": ("h b", 1),
+    "FastGelu": ("h b", 1),
+    "Gelu": ("h", 1),
+    "QuickGelu": ("h", 1),
+}
+
+
+@few
+@given(kind=st.sampled_from(sorted(BIASED)), c=CHANNELS, bias=st.booleans(), seed=SEEDS)
+def test_activations_keep_zero(kind: str, c: int, bias: bool, seed: int) -> None:
+    """Between an addition and a mean over the axis, which is exact as long as masked channels are zero."""
+    nodes = [microsoft(kind, BIASED[kind][0], "a"), node("RMSNormalization", "a g", "z")]
+    constants = weights(seed, g=(c,)) | (weights(seed, b=(c,)) if "b" in BIASED[kind][0] else {})
+    _, removed = prune_and_compare(between(nodes, constants, c, c, bias=bias), seed)
+    assert gone(removed, "w0", 1) == gone(removed, "wo", 0) != []
+
+
+@pytest.mark.parametrize(
+    "kind", ["BiasAdd", "BiasSplitGelu", "GroupNorm", "SkipGroupNorm", "NhwcConv", "NhwcFusedConv"]
+)
+def test_operators_of_other_devices_are_coupled(kind: str) -> None:
+    """They run on GPUs only: the coupling, and that the checker takes the result."""
+    constants = weights(w0=(3, 8, 1, 1), w=(8, 8, 3, 3), b=(8,), g=(8,), we=(WIDTH, 8))
+    image = {"NhwcConv": "h w b", "NhwcFusedConv": "h w b h", "GroupNorm": "h g b", "SkipGroupNorm": "h g b h"}
+    if kind in image:
+        options = {"pads": [1] * 4, "kernel_shape": [3, 3]} if "Conv" in kind else {"groups": 4, "activation": 1}
+        first, op = node("MatMul", "x we", "h"), microsoft(kind, image[kind], "z", **options)
+        inputs, width = {"x": (1, 6, 6, WIDTH)}, 8
+    else:
+        operands, width = ("h b h", 8) if kind == "BiasAdd" else ("h b", 4)
+        first, op, inputs = node("MatMul", "x we", "h"), microsoft(kind, operands, "z"), {"x": (1, 6, WIDTH)}
+    nodes = [first, op, node("MatMul", "z wo", "y")]
+    used = {n for made in nodes for n in made.input}
+    tensors = {k: v for k, v in (constants | weights(wo=(width, 4))).items() if k in used}
+    model = network(nodes, inputs, ["y"], tensors)
+    result = spa.apply(model, spa.plan(model, ratio=0.5))
+    removed = result.plan.removed
+    assert len(gone(removed, "wo", 0)) == width // 2
+    assert gone(removed, "we", 1)
+    if "Group" in kind:
+        assert attributes(find(result.model, kind))["groups"] == 2
+    assert {v.name: list(v.shape) for v in result.model.ir.graph.initializers.values()}["wo"] == [width // 2, 4]
+
+
+def test_blocked_operators_say_so() -> None:
+    nodes = [microsoft("MoE", "h router f1 b1 f2", "z", k=1)]
+    constants = weights(router=(6, 2), f1=(2, 6, 8), b1=(2, 8), f2=(2, 8, 6))
+    assert "MoE in this form is not taken apart" in reasons(between(nodes, constants, 6, 6))
+
+
+def test_inverse_and_trilu_keep_their_matrices() -> None:
+    nodes = [microsoft("Trilu", "h", "z", upper=0)]
+    _, removed = prune_and_compare(between(nodes, {}, 6, 6))
+    assert removed == {}
+
+
+# -- ai.onnx.ml
+
+
+@few
+@given(c=CHANNELS, per_feature=st.booleans(), offset=st.booleans(), seed=SEEDS)
+def test_scaler(c: int, per_feature: bool, offset: bool, seed: int) -> None:
+    """An offset makes masked features differ from zero, which a product with a weight forgets."""
+    n = c if per_feature else 1
+    rng = np.random.default_rng(seed)
+    shift = rng.standard_normal(n).tolist() if offset else [0.0] * n
+    constants = weights(seed, w0=(WIDTH, c), wo=(c, 4))
+    nodes = [
+        node("MatMul", "x w0", "h"),
+        node("Scaler", "h", "z", ML, offset=shift, scale=rng.uniform(0.5, 2, n).tolist()),
+        node("MatMul", "z wo", "y"),
+    ]
+    cut, removed = prune_and_compare(network(nodes, {"x": (3, WIDTH)}, ["y"], constants), seed)
+    assert gone(removed, "wo", 0)
+    if per_feature:
+        assert len(attributes(find(cut, "Scaler"))["offset"]) == c - len(gone(removed, "wo", 0))
+
+
+@few
+@given(c=CHANNELS, norm=st.sampled_from(["MAX", "L1", "L2"]), seed=SEEDS)
+def test_normalizer(c: int, norm: str, seed: int) -> None:
+    constants = weights(seed, w0=(WIDTH, c), wo=(c, 4))
+    nodes = [node("MatMul", "x w0", "h"), node("Normalizer", "h", "z", ML, norm=norm), node("MatMul", "z wo", "y")]
+    _, removed = prune_and_compare(network(nodes, {"x": (3, WIDTH)}, ["y"], constants), seed)
+    assert bool(gone(removed, "wo", 0)) == (norm != "MAX")
+
+
+@few
+@given(c=CHANNELS, seed=SEEDS, data=st.data())
+def test_array_feature_extractor(c: int, seed: int, data: st.DataObject) -> None:
+    index = data.draw(st.lists(st.integers(0, c - 1), min_size=2, max_size=6))
+    constants = weights(seed, w0=(WIDTH, c), wo=(len(index), 4)) | {"at": np.array(index, np.int64)}
+    nodes = [node("MatMul", "x w0", "h"), node("ArrayFeatureExtractor", "h at", "z", ML), node("MatMul", "z wo", "y")]
+    _, removed = prune_and_compare(network(nodes, {"x": (3, WIDTH)}, ["y"], constants), seed)
+    assert gone(removed, "wo", 0) == [k for k, i in enumerate(index) if i in gone(removed, "w0", 1)]
+
+
+@few
+@given(c=CHANNELS, bias=st.booleans(), seed=SEEDS)
+def test_linear_regressor(c: int, bias: bool, seed: int) -> None:
+    """Coefficients are an attribute, which masking never touches: features must be zero where they are read."""
+    rng = np.random.default_rng(seed)
+    constants = weights(seed, w0=(WIDTH, c)) | (weights(seed, b=(1,)) if bias else {})
+    nodes = [node("MatMul", "x w0", "h0"), node("Add", "h0 b", "h") if bias else node("Relu", "h0", "h")]
+    nodes.append(node("LinearRegressor", "h", "y", ML, coefficients=rng.standard_normal(2 * c).tolist(), targets=2))
+    cut, removed = prune_and_compare(network(nodes, {"x": (3, WIDTH)}, ["y"], constants), seed)
+    assert bool(gone(removed, "w0", 1)) == (not bias)
+    assert len(attributes(find(cut, "LinearRegressor"))["coefficients"]) == 2 * (c - len(gone(removed, "w0", 1)))
+
+
+@few
+@given(c=CHANNELS, seed=SEEDS)
+def test_feature_vectorizer(c: int, seed: int) -> None:
+    constants = weights(seed, w0=(WIDTH, c), w1=(WIDTH, 3), wo=(c + 3, 4))
+    nodes = [
+        node("MatMul", "x w0", "h"),
+        node("MatMul", "x w1", "k"),
+        node("FeatureVectorizer", "h k", "z", ML, inputdimensions=[c, 3]),
+        node("MatMul", "z wo", "y"),
+    ]
+    cut, removed = prune_and_compare(network(nodes, {"x": (3, WIDTH)}, ["y"], constants), seed)
+    assert len(gone(removed, "wo", 0)) == len(gone(removed, "w0", 1)) + len(gone(removed, "w1", 1)) > 1
+    assert sum(attributes(find(cut, "FeatureVectorizer"))["inputdimensions"]) == c + 3 - len(gone(removed, "wo", 0))
