@@ -9,20 +9,25 @@ Every kernel is a chain of stages that FuseTIR put into one function, each with 
    depend on (output channels) is tiled into the innermost loops, which share the read.
 3. What follows the reduction and reads only its result (bias, activation, residual) is computed row by row beside it.
 
-The order in which the terms of one output are added does not change, so neither do the numbers. A stage that does not
-take a step keeps its own loops: the schedule primitives refuse what they cannot prove.
+4. A long reduction along a row (means, softmax, normalisation) becomes partial ones side by side: they fill a vector,
+   and the error of a sum of n terms falls with their number.
+
+A stage that does not take a step keeps its own loops: the schedule primitives refuse what they cannot prove.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
-from spa.codegen.tvm_api import Lowered, ScheduleError, block_facts, new_schedule
+from spa.codegen.tvm_api import BlockFacts, Lowered, ScheduleError, block_facts, new_schedule
 
 MIN_INNER = 4  # elements: below, an innermost spatial loop costs more than it gives
+LANES = 16  # partial reductions
+LONG_REDUCTION = 128  # elements
 SHARED_TILE = 4  # outputs (of other channels, other rows) that share one read of a row
 
 
@@ -57,7 +62,11 @@ def _inline(sch: Any) -> None:
 
 def _order(sch: Any, block: Any) -> None:
     facts = block_facts(sch, block)
-    if not facts.reductions or not facts.last_axis_contiguous or facts.extents[facts.last_spatial] < MIN_INNER:
+    if not facts.reductions:
+        return
+    if not facts.last_axis_contiguous or facts.extents[facts.last_spatial] < MIN_INNER:
+        with contextlib.suppress(ScheduleError):
+            _fold_lanes(sch, block, facts)
         return
     loops = sch.get_loops(block)
     if len(loops) != len(facts.extents):
@@ -78,3 +87,15 @@ def _order(sch: Any, block: Any) -> None:
         with contextlib.suppress(ScheduleError):
             sch.reverse_compute_at(readers[0], outer[-1])
     sch.decompose_reduction(block, reduced[0])
+
+
+def _fold_lanes(sch: Any, block: Any, facts: BlockFacts) -> None:
+    """A long reduction as `LANES` (or half, or a quarter) partial ones, which fill a vector, and their sum."""
+    total = math.prod(facts.extents[i] for i in facts.reductions)
+    lanes = next((n for n in (LANES, LANES // 2, LANES // 4) if total % n == 0), 0)
+    if total < LONG_REDUCTION or not lanes or facts.reductions[0] != len(facts.extents) - len(facts.reductions):
+        return
+    reduced = sch.get_loops(block)[-len(facts.reductions) :]
+    fused = sch.fuse(*reduced) if len(reduced) > 1 else reduced[0]
+    _, part = sch.split(fused, [None, lanes])
+    sch.rfactor(part, len(facts.extents) - len(facts.reductions))

@@ -436,8 +436,9 @@ ScheduleError = s_tir.schedule.schedule.ScheduleError
 @dataclass(frozen=True)
 class BlockFacts:
     """What a schedule asks of a block. Axes by their position: `extents` of all, those that are `reductions`, the
-    last that is none (`last_spatial`, -1 without), whether some read has that one last (`last_axis_contiguous`), and
-    the spatial ones that this read does not depend on (`shared`). `conditional`: reads are guarded by a condition."""
+    last that is none (`last_spatial`, -1 without), whether what is reduced has that one last
+    (`last_axis_contiguous`), and the spatial ones that this read does not depend on (`shared`).
+    `conditional`: reads are guarded by a condition."""
 
     extents: tuple[int, ...]
     reductions: tuple[int, ...]
@@ -457,7 +458,9 @@ def block_facts(schedule: Any, block: Any) -> BlockFacts:
     reductions = tuple(i for i, axis in enumerate(axes) if int(axis.iter_type) == tirx.IterVar.CommReduce)
     spatial = [i for i in range(len(axes)) if i not in reductions]
     last = spatial[-1] if spatial else -1
-    row = next((r for r in statement.reads if last >= 0 and r.region and _uses(r.region[-1].min, axes[last].var)), None)
+    reduced = [axes[i].var for i in reductions]
+    rows = [r for r in statement.reads if any(_uses(d.min, v) for d in r.region for v in reduced)]
+    row = next((r for r in rows if last >= 0 and _uses(r.region[-1].min, axes[last].var)), None)
     shared = [] if row is None else [i for i in spatial if not any(_uses(d.min, axes[i].var) for d in row.region)]
     extents = tuple(int(axis.dom.extent) for axis in axes)
     conditional = "if_then_else" in _op_names(statement.body)
