@@ -1,38 +1,17 @@
-"""The masked dense network, built from a plan's `removed` table with onnx and numpy alone."""
+"""A pruned network held against the masked dense one of `oracle`, and the state of a folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnx import numpy_helper
+from masked import masked, onnxruntime
 
 from spa.model import Model
 
-
-def masked(proto: onnx.ModelProto, removed: dict[str, dict[str, list[int]]]) -> onnx.ModelProto:
-    """Set the removed slices of initializers and Constant outputs to zero (no divisors or quantised weights here)."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    tensors = {t.name: t for t in copy.graph.initializer}
-    tensors |= {n.output[0]: a.t for n in copy.graph.node if n.op_type == "Constant" for a in n.attribute}
-    for name, axes in removed.items():
-        array = numpy_helper.to_array(tensors[name]).copy()
-        for axis, index in axes.items():
-            array[(slice(None),) * int(axis) + (index,)] = 0
-        tensors[name].CopyFrom(numpy_helper.from_array(array, name))
-    return copy
-
-
-def run(proto: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, feeds))
+run = onnxruntime
+__all__ = ["assert_masked_equal", "folder_state", "masked", "run"]
 
 
 def assert_masked_equal(
@@ -48,7 +27,7 @@ def assert_masked_equal(
         for i in a.graph.input
         if i.name not in initial
     }
-    for x, y in zip(run(masked(a, removed), feeds), run(b, feeds), strict=True):
+    for x, y in zip(onnxruntime(masked(a, removed), feeds), onnxruntime(b, feeds), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(x).max())))
 
 

@@ -74,6 +74,8 @@ def depth_to_space(op: Op, g: Axes) -> None:
     b = int(op.attr("blocksize"))
     column_first = op.attr("mode", "DCR") in ("CRD", b"CRD")
     vertical, horizontal = g.virtual("vertical", b), g.virtual("horizontal", b)
+    for block in (vertical, horizontal):
+        g.freeze(block, "one of the positions of a block")
     inner = ((y, 1), op.shape(y)[1])
     g.same((x, 0), (y, 0))
     g.factor(
@@ -90,6 +92,8 @@ def space_to_depth(op: Op, g: Axes) -> None:
     assert x is not None
     b = int(op.attr("blocksize"))
     vertical, horizontal = g.virtual("vertical", b), g.virtual("horizontal", b)
+    for block in (vertical, horizontal):
+        g.freeze(block, "one of the positions of a block")
     g.same((x, 0), (y, 0))
     g.factor((y, 1), [(vertical, b), (horizontal, b), ((x, 1), op.shape(x)[1])])
     for axis, block in ((2, vertical), (3, horizontal)):
