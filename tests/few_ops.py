@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
-from oracle_slice import masked, run
+from oracle import masked
+from oracle import onnxruntime as run
 
 import spa
 from spa.coupling import Coupling
