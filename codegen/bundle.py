@@ -81,15 +81,14 @@ def compile(
 ) -> Bundle:
     """Compile a network into a bundle at `out` (a temporary folder without it).
 
-    `shapes` fixes the shapes of inputs, `host_level` an x86-64 level of the host other than this machine's, `name` the
-    model's name; `extra_files` are put into the bundle as they are. Nothing is written unless every target compiles.
+    `shapes` fixes the shapes of inputs; where only a leading axis is open, it is 1. `host_level` names an x86-64 level of
+    the host other than this machine's, `name` the model; `extra_files` are put into the bundle as they are. Nothing is
+    written unless every target compiles; with no target the bundle holds the network and the extra files alone.
     Raises `Unsupported`, `MissingTool`, `ModelError` or `UsageError`.
     """
     from spa.codegen.target import resolve
 
     names = list(dict.fromkeys([target] if isinstance(target, str) else target))
-    if not names:
-        raise UsageError("no target named", hint="host, arm or wasm")
     targets = [resolve(n, host_level) for n in names]
     extra = dict(extra_files or {})
     for path in extra:
@@ -98,12 +97,12 @@ def compile(
     if out is not None:
         _check_out(Path(out), force)
     source = _read(model, name)
-    fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
+    fixed = batch_of_one(source.message, {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()})
     artifacts = {t.name: _artifact(source, t, fixed, use_cache) for t in targets}
     files: dict[str, bytes] = {"model.onnx": source.data, **extra}
     for t, (built, _) in artifacts.items():
         files |= {f"{t}/{file}": data for file, data in built.items()}
-    first = artifacts[names[0]][1]
+    first = artifacts[names[0]][1] if names else declared(source.message)
     manifest = {
         "schema": SCHEMA,
         "spa": __version__,
@@ -126,6 +125,34 @@ def compile(
         return bundle
     _place(Path(out), files)
     return Bundle(Path(out), manifest)
+
+
+def batch_of_one(message: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """`shapes`, and for each input of which only the leading axis is symbolic, that axis set to 1."""
+    found = dict(shapes)
+    initial = {t.name for t in message.graph.initializer}
+    for value in message.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        open_axes = [i for i, d in enumerate(dims) if not d.HasField("dim_value")]
+        if value.name not in found and value.name not in initial and open_axes == [0]:
+            found[value.name] = (1, *(d.dim_value for d in dims[1:]))
+    return found
+
+
+def declared(message: onnx.ModelProto) -> dict[str, Any]:
+    """Inputs and outputs as the network declares them; a symbolic axis is its name."""
+    import onnx
+
+    def tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+        kind = value.type.tensor_type
+        dims = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim]
+        return {"name": value.name, "dtype": onnx.TensorProto.DataType.Name(kind.elem_type).lower(), "shape": dims}
+
+    initial = {t.name for t in message.graph.initializer}
+    return {
+        "inputs": [tensor(v) for v in message.graph.input if v.name not in initial],
+        "outputs": [tensor(v) for v in message.graph.output],
+    }
 
 
 def _artifact(

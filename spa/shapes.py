@@ -118,19 +118,6 @@ def free_symbols(model: ir.Model, fixed: dict[str, int]) -> dict[str, bool]:
     return found
 
 
-def one_at_a_time(model: ir.Model, fixed: dict[str, Shape]) -> dict[str, Shape]:
-    """Shapes of the inputs whose only symbolic axes lead, with these set to 1: a batch of one; `fixed` shapes stay."""
-    found = dict(fixed)
-    initial = {v.name for v in model.graph.initializers.values()}
-    for value in model.graph.inputs:
-        name, dims = value.name or "", value.shape
-        if name in fixed or name in initial or dims is None or all(isinstance(d, int) for d in dims):
-            continue
-        if all(isinstance(d, int) for d in dims[1:]):
-            found[name] = (1, *(d for d in dims[1:] if isinstance(d, int)))
-    return found
-
-
 def symbol(value: ir.Value, axis: int, dim: Any) -> str:
     text = getattr(dim, "value", None)
     return text if isinstance(text, str) and text else f"{value.name}/{axis}"

@@ -76,7 +76,7 @@ def bench(
 
 
 def _bundle(subject: Path, target: str, shapes: tuple[str, ...]) -> Bundle:
-    from spa.cli.compile import parse_shapes
+    from spa.cli.options import parse_shapes
     from spa.codegen.bundle import Bundle, compile
 
     return Bundle.load(subject) if subject.is_dir() else compile(subject, target, shapes=parse_shapes(shapes))

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 if TYPE_CHECKING:
     from spa.model import Model
     from spa.pipeline import Result
@@ -25,20 +23,15 @@ def write_bundle(
 ) -> dict[str, Any]:
     """Compile for the targets and put model, plan, report and artifacts in place at once. Returns the `targets` of the report."""
     from spa.codegen.bundle import compile
-    from spa.shapes import one_at_a_time
 
     assert result.plan is not None
-    fixed = one_at_a_time(result.model.ir, shapes)
-    for name in fixed.keys() - shapes.keys():
-        dims = ",".join(map(str, fixed[name]))
-        click.echo(f"note: compiled for a batch of one ({name}:{dims}); --shape {name}:... for another", err=True)
     # neither times nor paths: the same run gives the same bytes
     report = {k: v for k, v in document.items() if k not in ("input", "output", "targets", "seconds")}
     files = {
         "plan.json": result.plan.to_json().encode(),
         "report.json": (json.dumps(report, indent=1, default=str) + "\n").encode(),
     }
-    bundle = compile(result.model, targets, out, shapes=fixed, force=force, name=network.name, extra_files=files)
+    bundle = compile(result.model, targets, out, shapes=shapes, force=force, name=network.name, extra_files=files)
     found = {}
     for name in bundle.targets:
         facts = bundle.manifest["targets"][name]

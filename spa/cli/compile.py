@@ -8,26 +8,7 @@ from pathlib import Path
 
 import click
 
-from spa.errors import UsageError
-
-
-def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """`NAME:1,3,224,224` (a name may contain colons). Raises `UsageError`.
-
-    >>> parse_shapes(("x:1,3", "a:0:2"))
-    {'x': (1, 3), 'a:0': (2,)}
-    """
-    shapes = {}
-    for text in texts:
-        name, _, dims = text.rpartition(":")
-        try:
-            shape = tuple(int(d) for d in dims.split(","))
-        except ValueError:
-            shape = (0,)
-        if not name or any(d < 1 for d in shape):
-            raise UsageError(f"not a shape: '{text}'", hint="--shape input:1,3,224,224")
-        shapes[name] = shape
-    return shapes
+from spa.cli.options import parse_shapes
 
 
 @click.command("compile")

@@ -43,14 +43,22 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    found = {}
+    """`NAME:1,3,224,224` (a name may contain colons). Raises `UsageError`.
+
+    >>> parse_shapes(("x:1,3", "a:0:2"))
+    {'x': (1, 3), 'a:0': (2,)}
+    """
+    shapes = {}
     for text in texts:
         name, _, dims = text.rpartition(":")
         try:
-            found[name] = tuple(int(d) for d in dims.split(","))
+            shape = tuple(int(d) for d in dims.split(","))
         except ValueError:
-            raise UsageError(f"'{text}' is not a shape", hint="--shape NAME:1,3,224,224") from None
-    return found
+            shape = (0,)
+        if not name or any(d < 1 for d in shape):
+            raise UsageError(f"not a shape: '{text}'", hint="--shape input:1,3,224,224")
+        shapes[name] = shape
+    return shapes
 
 
 def sizes_of(model: Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
