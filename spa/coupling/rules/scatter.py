@@ -166,34 +166,19 @@ def tensor_scatter(op: Op, g: Axes) -> None:
 
 
 def compress(op: Op, g: Axes) -> None:
-    """Indices of one axis (of the flat tensor without one) where a condition holds; it may be shorter than the axis."""
+    """Indices of one axis (of the flat tensor without one) where a condition holds."""
     x, condition, y = op.inputs[0], op.inputs[1], op.out
-    assert x is not None and condition is not None
-    known, flat = op.known(1), "axis" not in op.node.attributes
+    assert x is not None
+    flat = "axis" not in op.node.attributes
     axis = int(op.attr("axis", 0)) % len(op.shape(x))
+    g.freeze_all(condition, "selects by position")
     for i in range(len(op.shape(x))):
-        if flat or (i == axis and known is None):
-            g.freeze((x, i), "selected by data" if known is None else "selected from the flat tensor")
-            g.freeze((y, 0 if flat else i), "selected by data")
-            g.freeze((condition, 0), "selected by data")
-        elif i == axis and known is not None:
-            places = np.flatnonzero(known)
-            g.link((x, i), (y, i), places, np.arange(len(places)))
-            g.mark((y, i), g.zero((x, i)))
+        if flat or i == axis:
+            g.freeze((x, i), "selected by a condition")
+            g.freeze((y, 0 if flat else i), "selected by a condition")
         else:
             g.same((x, i), (y, i))
             g.mark((y, i), g.zero((x, i)))
-
-
-def follow_condition(op: Op, edit: Edit) -> None:
-    known = op.known(1)
-    if known is None or "axis" not in op.node.attributes:
-        return
-    x, y = op.inputs[0], op.out
-    axis = int(op.attr("axis", 0)) % len(op.shape(x))
-    chosen = known.astype(bool).copy()
-    chosen[np.flatnonzero(known)] = edit.kept_or_all((y, axis))
-    edit.set_input(op, 1, chosen[edit.kept_or_all((x, axis))[: len(known)]])
 
 
 def one_hot(op: Op, g: Axes) -> None:
@@ -237,7 +222,7 @@ RULES: Table = (
         note="indexed axes are blocked, but for one with constant indices",
     )
     | rows(tensor_scatter, "TensorScatter", note="positions are blocked")
-    | rows(compress, "Compress", repair=follow_condition, note="blocked where data selects")
+    | rows(compress, "Compress", note="the axis is blocked")
     | rows(one_hot, "OneHot", note="classes are blocked")
     | rows(col2im, "Col2Im", note="positions are blocked")
 )
