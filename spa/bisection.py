@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from spa.coupling import Coupling
+from spa.coupling.explain import plural
 from spa.errors import SpaError
 from spa.model import Model
 from spa.planning import from_masks, plan
@@ -35,10 +36,8 @@ class Fault:
 
     def __str__(self) -> str:
         if not self.groups:
-            return (
-                f"nothing fails: {self.pruned} groups pruned, largest error {self.max_error:.2g} of the output's spread"
-            )
-        lines = [f"{len(self.groups)} of {self.pruned} groups suffice to fail ({self.tried} prunes tried):"]
+            return f"nothing fails: {plural(self.pruned, 'group')} pruned, largest error {self.max_error:.2g} of the output's spread"
+        lines = [f"{len(self.groups)} of {plural(self.pruned, 'group')} fail together ({self.tried} prunes tried):"]
         lines += [f"  {g}" for g in self.groups]
         lines.append(
             f"the first difference: {self.where or 'no single node can be named'} (error {self.max_error:.2g})"

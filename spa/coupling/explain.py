@@ -36,7 +36,6 @@ REMEDIES = (
     ("no rule for the operator", "a rule for that operator, from outside through the entry point spa.rules (examples/custom_rule)"),
     ("the shape of '", "shapes: fix the inputs with --shape NAME:1,3,224,224, or export with static shapes"),
     ("is dynamic", "a fixed size: --shape NAME:1,3,224,224"),
-    ("depends on data", "a constant there: export with static shapes, or run `spa prune` without --no-fold"),
     ("depend on data", "constants there: export with static shapes, or run `spa prune` without --no-fold"),
     ("indexed by data", "nothing: any row may be asked for; a smaller vocabulary is another network"),
     ("mixed by a window", "nothing: these are positions, not channels"),

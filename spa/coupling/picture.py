@@ -71,7 +71,7 @@ def draw(coupling: Coupling, group: Group) -> str:
     width, height = arrange(boxes)
     heading = f"{group.id}: {group.size} channels"
     left_out = len(ops) - len(shown)
-    note = f"{len(ops)} nodes" + (f", the {len(shown)} nearest to the start are drawn" if left_out else "")
+    note = f"{len(ops)} nodes" + (f", the {len(shown)} nearest to the start" if left_out else "") + "; [n] loses slices"
     width = max(width, len(heading) * 9 + 2 * GAP, len(note) * LETTER + 2 * GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}">',
