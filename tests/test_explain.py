@@ -81,10 +81,10 @@ def test_a_blocked_axis_tells_the_way_and_the_remedy() -> None:
 
 def test_every_remedy_fits_a_reason_that_is_given() -> None:
     """Reasons are texts: one that is reworded must not silently lose its remedy."""
-    sources = "\n".join(p.read_text() for p in Path(analysis.__file__).parent.rglob("*.py"))
+    files = Path(analysis.__file__).parent.rglob("*.py")
+    sources = "\n".join(p.read_text() for p in files if p.name != "explain.py")
     for part, words in REMEDIES:
-        assert sources.replace(f'"{part}"', "").count(part.rstrip("'")), part
-        assert words
+        assert part.rstrip("'") in sources and words, part
     nodes = [node("MatMul", "x w0", "h"), node("Mystery", "h", "y", "some.where")]
     model = network(nodes, {"x": (2, 5)}, ["y"], weights(w0=(5, 8)))
     proto = model.to_proto()
