@@ -131,6 +131,10 @@ def _broadcast(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
     return [tuple(int(n) for n in np.broadcast_shapes(*(t for t in s if t is not None)))]
 
 
+def _q_broadcast(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
+    return _broadcast(node, [s[0], s[3]])
+
+
 def _halved(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
     assert s[0] is not None
     return [(*s[0][:-1], s[0][-1] // 2)]
@@ -250,15 +254,54 @@ def _classified(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
     ]
 
 
+def _matmul_to_float(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
+    return [(TensorProto.FLOAT, shape) for shape in _matmul(node, s)]  # type: ignore[misc]
+
+
+def _q_gemm(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
+    """A, scale, zero point, B, scale, zero point, C, then scale and zero point of an output that is quantised too."""
+    (shape,) = _matmul(node, [s[0], s[3]])
+    return [shape if len(s) > 8 and s[8] is not None else (TensorProto.FLOAT, shape)]  # type: ignore[list-item]
+
+
+def _q_concat(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
+    """Scale and zero point of the output, then every operand with its own."""
+    parts = s[2::3]
+    assert parts[0] is not None
+    axis = int(_attr(node, "axis", 1)) % len(parts[0])
+    return [tuple(sum(p[axis] for p in parts if p) if i == axis else n for i, n in enumerate(parts[0]))]
+
+
+def _q_pool(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
+    """QLinearGlobalAveragePool, and QLinearAveragePool with explicit padding."""
+    x = s[0]
+    assert x is not None
+    last = bool(_attr(node, "channels_last", 0))
+    spatial = x[1:-1] if last else x[2:]
+    if node.op_type == "QLinearAveragePool":
+        if _attr(node, "auto_pad", "NOTSET") != "NOTSET":
+            return [None]
+        kernel, rank = _attr(node, "kernel_shape"), len(spatial)
+        steps, pads = _attr(node, "strides", [1] * rank), _attr(node, "pads", [0] * 2 * rank)
+        up = steps if _attr(node, "ceil_mode", 0) else [1] * rank
+        out = [(n + pads[i] + pads[i + rank] - kernel[i] + up[i] - 1) // steps[i] + 1 for i, n in enumerate(spatial)]
+    else:
+        out = [1] * len(spatial)
+    return [(x[0], *out, x[-1]) if last else (*x[:2], *out)]
+
+
 ROWS: dict[str, Row] = {
     **dict.fromkeys(("Gelu", "QuickGelu", "ScaledSiLU", "RotaryEmbedding", "GemmaRotaryEmbedding", "Trilu", "Inverse", "BiasSoftmax"), _same),
     **dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"), _same),
     **dict.fromkeys(("GroupNorm", "GatedRMSNorm", "BranchwiseRMSNorm", "MoE", "QMoE"), _same),
-    **dict.fromkeys(("BiasGelu", "FastGelu", "BiasAdd", "GatedAdd", "QLinearAdd", "QLinearMul"), _broadcast),
+    **dict.fromkeys(("BiasGelu", "FastGelu", "BiasAdd", "GatedAdd"), _broadcast),
     **dict.fromkeys(("LayerNormalization", "SimplifiedLayerNormalization"), _normalised),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _skip_normalised),
     **dict.fromkeys(("FusedMatMul", "TransposeMatMul", "FusedMatMulActivation"), _matmul),
     **dict.fromkeys(("MultiHeadAttention", "DecoderMaskedMultiHeadAttention"), _multi_head),
+    **dict.fromkeys(("MatMulIntegerToFloat", "DynamicQuantizeMatMul"), _matmul_to_float),
+    **dict.fromkeys(("QLinearAdd", "QLinearMul"), _q_broadcast),
+    "QGemm": _q_gemm, "QLinearConcat": _q_concat, "QLinearGlobalAveragePool": _q_pool, "QLinearAveragePool": _q_pool,
     **dict.fromkeys(("Scaler", "Normalizer", "Imputer"), _float_same),
     **dict.fromkeys(("LinearRegressor", "SVMRegressor", "TreeEnsembleRegressor"), _regressed),
     **dict.fromkeys(("LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier"), _classified),
@@ -266,4 +309,7 @@ ROWS: dict[str, Row] = {
     "MatMulNBits": _blocks, "Attention": _attention, "QAttention": _q_attention, "GroupQueryAttention": _group_query,
     "Binarizer": _same, "FeatureVectorizer": _features, "ArrayFeatureExtractor": _extracted,
 }  # fmt: skip
-OPERAND = {"EmbedLayerNormalization": 2}  # whose element type the outputs have, where it is not the first operand
+OPERAND = {
+    "EmbedLayerNormalization": 2,
+    "QLinearConcat": 2,
+}  # whose element type the outputs have, where it is not the first operand

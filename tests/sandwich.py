@@ -74,10 +74,10 @@ def head(
     shape = [*shape]
     rank, n = len(shape), shape[axis]
     constants = {"w0": values(rng, 3, n)}
-    nodes = [node("MatMul", "x w0", "a0")]
+    nodes = [node("MatMul", "x w0", "head_product")]
     if bias:
         constants["b0"] = values(rng, n)
-        nodes.append(node("Add", "a0 b0", "a1"))
+        nodes.append(node("Add", "head_product b0", "head_sum"))
     order = [i for i in range(rank) if i != axis]
     nodes.append(
         node(
@@ -93,7 +93,7 @@ def tail(
     """`y`, from z along `axis`: a weight forgets what masking leaves there, a sum or mean counts it."""
     if kind == "weight":
         perm = [*(i for i in range(len(shape)) if i != axis), axis]
-        return [node("Transpose", z, "z0", perm=perm), node("MatMul", "z0 w1", "y")], {
+        return [node("Transpose", z, "tail_in", perm=perm), node("MatMul", "tail_in w1", "y")], {
             "w1": values(rng, shape[axis], 2)
         }
     op = {"sum": "ReduceSum", "mean": "ReduceMean", "square": "ReduceSumSquare"}[kind]

@@ -21,6 +21,7 @@ from spa.coupling.rules.contraction import Zero, convolve, follow_group, multipl
 from spa.shapes import Shapes
 
 MICROSOFT = "com.microsoft"
+PACKED = "zero points of several blocks are packed into one byte"
 POINTWISE = ("QLinearSigmoid", "QLinearLeakyRelu", "QLinearGlobalAveragePool", "QLinearAveragePool")
 # op -> {position of a quantised operand: position of its zero point}
 READS = (
@@ -333,10 +334,13 @@ def matmul_nbits(op: Op, g: Axes) -> None:
     if zeros is not None:
         row = int(np.prod(op.shape(zeros))) // op.shape(b)[0]
         if len(op.shape(zeros)) == 1:
-            g.factor((zeros, 0), [((b, 0), op.shape(b)[0]), (g.virtual("row", row), row)])
+            packed = g.virtual("row", row)
+            g.factor((zeros, 0), [((b, 0), op.shape(b)[0]), (packed, row)])
+            g.freeze(packed, PACKED)
         else:
             g.same((zeros, 0), (b, 0))
-        g.freeze(block, "zero points of several blocks are packed into one byte")
+            g.freeze((zeros, 1), PACKED)
+        g.freeze(block, PACKED)
     inside = g.virtual("inside", depth // blocks)
     if depth == blocks * int(op.attr("block_size", 32)) and op.input(4) is None:
         g.factor((a, rank - 1), [(block, blocks), (inside, depth // blocks)])
