@@ -67,39 +67,23 @@ def masked(model: Model, removed: Removed) -> Model:
     copy = model.clone()
     table = {name: value for value, name in constants(copy.ir).items()}
     keep: set[str | None] = set()
-    zeros: dict[str | None, tuple[Array, int]] = {}
+    zeros: dict[str | None, Array] = {}
     for node in copy.ir.graph.all_nodes():
         keep.update(
             v.name for i in KEPT.get(node.op_type, ()) if i < len(node.inputs) and (v := node.inputs[i]) is not None
         )
         weight, zero = ZERO_POINT.get(node.op_type, (0, 0))
-        if (
-            zero
-            and zero < len(node.inputs)
-            and (z := node.inputs[zero]) is not None
-            and (w := node.inputs[weight]) is not None
-            and z.name in table
-        ):
-            axis = (
-                node.attributes["axis"].as_int()
-                if "axis" in node.attributes
-                else 1
-                if node.op_type == "DequantizeLinear"
-                else 0
-            )
-            zeros[w.name] = (_tensor(table[z.name or ""]).numpy(), axis)
+        z, w = (node.inputs[i] if i < len(node.inputs) else None for i in (zero, weight))
+        if zero and z is not None and w is not None and z.name in table and w.name in table:
+            shape = tuple(int(d) for d in _tensor(table[w.name or ""]).shape)
+            zeros[w.name] = zeros_like(_tensor(table[z.name or ""]).numpy(), shape, channel_axis(node))
     for name, axes in removed.items():
         if name in keep:
             continue
         value = table[name]
         tensor = _tensor(value)
         array = tensor.numpy().copy()
-        fill: Array = np.zeros((), array.dtype)
-        if name in zeros:
-            fill, axis = zeros[name]
-            if fill.ndim == 1 and fill.size > 1:
-                fill = fill.reshape([-1 if i == axis % array.ndim else 1 for i in range(array.ndim)])
-        filled = np.broadcast_to(fill, array.shape)
+        filled = zeros.get(name, np.zeros(array.shape, array.dtype))
         for axis_text, index in axes.items():
             at = (slice(None),) * int(axis_text) + (list(index),)
             array[at] = filled[at]
@@ -110,6 +94,23 @@ def masked(model: Model, removed: Removed) -> Model:
         else:
             owner.attributes["value"] = ir.AttrTensor("value", replacement)
     return copy
+
+
+def channel_axis(node: ir.Node) -> int:
+    """The axis of a quantised weight that a vector of zero points runs along."""
+    if node.op_type in ("QLinearMatMul", "MatMulInteger"):
+        return -1
+    return node.attributes["axis"].as_int() if "axis" in node.attributes else int(node.op_type == "DequantizeLinear")
+
+
+def zeros_like(point: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """A zero point (per tensor, per channel along `axis`, or per block) for every element of a weight."""
+    if point.ndim == 1 and point.size > 1:
+        point = point.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    elif point.ndim == len(shape):
+        for i, (many, few) in enumerate(zip(shape, point.shape, strict=True)):
+            point = np.repeat(point, -(-many // few), axis=i).take(range(many), axis=i)
+    return np.broadcast_to(point, shape)
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:
