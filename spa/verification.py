@@ -75,7 +75,7 @@ def masked(model: Model, removed: Removed) -> Model:
         weight, zero = ZERO_POINT.get(node.op_type, (0, 0))
         z, w = (node.inputs[i] if i < len(node.inputs) else None for i in (zero, weight))
         if zero and z is not None and w is not None and z.name in table and w.name in table:
-            shape = tuple(int(d) for d in _tensor(table[w.name or ""]).shape)
+            shape = tuple(_tensor(table[w.name or ""]).shape.numpy())
             zeros[w.name] = zeros_like(_tensor(table[z.name or ""]).numpy(), shape, channel_axis(node))
     for name, axes in removed.items():
         if name in keep:
