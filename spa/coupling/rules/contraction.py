@@ -161,5 +161,4 @@ RULES: Table = (
     | rows(conv_transpose, "ConvTranspose", repair=follow_group)
     | rows(gemm, "Gemm")
     | rows(matmul, "MatMul")
-    | rows(matmul, "FusedMatMul", domain="com.microsoft")
 )
