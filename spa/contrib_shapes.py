@@ -293,6 +293,7 @@ def _q_pool(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
 ROWS: dict[str, Row] = {
     **dict.fromkeys(("Gelu", "QuickGelu", "ScaledSiLU", "RotaryEmbedding", "GemmaRotaryEmbedding", "Trilu", "Inverse", "BiasSoftmax"), _same),
     **dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"), _same),
+    **dict.fromkeys(("GroupNormalization", "MeanVarianceNormalization"), _same),
     **dict.fromkeys(("GroupNorm", "GatedRMSNorm", "BranchwiseRMSNorm", "MoE", "QMoE"), _same),
     **dict.fromkeys(("BiasGelu", "FastGelu", "BiasAdd", "GatedAdd"), _broadcast),
     **dict.fromkeys(("LayerNormalization", "SimplifiedLayerNormalization"), _normalised),

@@ -278,7 +278,7 @@ class Instance:
         }
         version = node.version or self.opsets.get(node.domain, 1)
         try:
-            schema = defs.get_schema(node.op_type, version, node.domain)
+            schema = schema_with_inference(node.op_type, version, node.domain)
             found = shape_inference.infer_node_outputs(
                 schema, ir.serde.serialize_node(node), types, data, None, self.opset_protos
             )
@@ -286,7 +286,7 @@ class Instance:
             # the op rejects these sizes: another assignment may do, and an unknown shape blocks what touches it
             self.failures += 1
             return {}
-        if node.domain == "ai.onnx.ml" or node.op_type == "Attention":  # inference tells little or nothing here
+        if node.domain == "ai.onnx.ml" or node.op_type in UNINFERRED:  # inference tells little or nothing here
             return output_types(node, [None if v is None else self.types.get(v) for v in node.inputs]) | _complete(
                 found
             )
@@ -388,6 +388,20 @@ def subgraphs(attr: ir.Attr) -> Iterator[ir.Graph]:
         yield attr.as_graph()
     elif attr.type == ir.AttributeType.GRAPHS:
         yield from attr.as_graphs()
+
+
+UNINFERRED = ("Attention", "GroupNormalization", "MeanVarianceNormalization")
+
+
+def schema_with_inference(kind: str, version: int, domain: str) -> defs.OpSchema:
+    """The schema of an operator; where that version has no inference, the next one's, which has the same shapes."""
+    schema = defs.get_schema(kind, version, domain)
+    newest = defs.onnx_opset_version() if domain == "" else version
+    for later in range(version, newest + 1):
+        if schema.has_type_and_shape_inference_function:
+            break
+        schema = defs.get_schema(kind, later, domain)
+    return schema
 
 
 def _attr(node: ir.Node, name: str, default: Any = None) -> Any:

@@ -29,6 +29,7 @@ def check(
     given: Mapping[str, Array] | None = None,
     runner: Runner = onnxruntime,
     atol: float = 2e-5,
+    checked: bool = True,
     full_check: bool = True,
 ) -> tuple[Model, Removed]:
     """Remove random channels of random groups, and hold the result against the masked dense network.
@@ -53,7 +54,8 @@ def check(
     found = runner(small, feeds)
     for value, b in zip(small.graph.output, found, strict=True):
         value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, b.shape))
-    onnx.checker.check_model(small, full_check=full_check)
+    if checked:
+        onnx.checker.check_model(small, full_check=full_check)
     for a, b in zip(runner(masked(dense, plan.removed), feeds), found, strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype

@@ -146,14 +146,9 @@ def lp_normalization(op: Op, g: Axes) -> None:
 
 
 def mean_variance(op: Op, g: Axes) -> None:
-    x, y = op.inputs[0], op.out
-    assert x is not None
-    over = [int(a) % len(op.shape(x)) for a in op.attr("axes", [0, 2, 3])]
-    for i in range(len(op.shape(x))):
-        g.same((x, i), (y, i))
-        g.mark((y, i), i not in over and g.zero((x, i)))
-        if i in over:
-            g.freeze((x, i), MIXED, approximate=True)
+    """(x - mean) / deviation, without an epsilon: a channel that masking makes constant is 0/0."""
+    for v in (*op.inputs, op.out):
+        g.freeze_all(v, "masking leaves no variance to divide by")
 
 
 RULES: Table = (
@@ -165,5 +160,5 @@ RULES: Table = (
     | rows(softmax, "Softmax", "LogSoftmax", "Hardmax", note="the axis is blocked")
     | rows(lrn, "LRN", note="channels are blocked")
     | rows(lp_normalization, "LpNormalization")
-    | rows(mean_variance, "MeanVarianceNormalization", note="the axes are blocked")
+    | rows(mean_variance, "MeanVarianceNormalization", note="blocked: masking leaves no variance")
 )
