@@ -30,7 +30,7 @@ def output_types(node: ir.Node, types: list[TypeProto | None]) -> dict[str, Type
         return {}
     try:
         found = row(node, [_dims(t) for t in types])
-    except (IndexError, TypeError, ValueError, ZeroDivisionError):  # an operand is missing or has no known shape
+    except (AssertionError, IndexError, TypeError, ValueError, ZeroDivisionError):  # an operand is missing or unknown
         return {}
     kind = next((t for t in types[OPERAND.get(node.op_type, 0) :] if t is not None), first).tensor_type.elem_type
     out = {}

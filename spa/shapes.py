@@ -266,7 +266,9 @@ class Instance:
         by_graph = {"If": ["then_branch", "else_branch"], "Loop": ["body"], "Scan": ["body"]}.get(node.op_type, [])
         if by_graph and node.domain == "":
             return self.outputs_of_bodies(node, [node.attributes[k].as_graph() for k in by_graph])
-        if node.domain == "com.microsoft" or not defs.has(node.op_type, node.domain):
+        version = node.version or self.opsets.get(node.domain, 1)
+        # onnxruntime's optimizer also puts LayerNormalization into networks of older opsets
+        if node.domain == "com.microsoft" or not defs.has(node.op_type, version, node.domain):
             return output_types(node, [None if v is None else self.types.get(v) for v in node.inputs])
         types = {v.name or "": self.types[v] for v in node.inputs if v is not None and v in self.types}
         if any(v is not None and v not in self.types for v in node.inputs):
@@ -276,7 +278,6 @@ class Instance:
             for v in node.inputs
             if v is not None and v in self.known and self.known[v].size <= 4096
         }
-        version = node.version or self.opsets.get(node.domain, 1)
         try:
             schema = schema_with_inference(node.op_type, version, node.domain)
             found = shape_inference.infer_node_outputs(
