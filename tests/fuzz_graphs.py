@@ -307,7 +307,7 @@ def network(seed: int) -> onnx.ModelProto:
 def check(seed: int) -> bool:
     """Prune random channels of every group and compare with the masked network. True where something was removed.
 
-    A network whose own outputs are not finite proves nothing and counts as nothing removed."""
+    A network whose own outputs are not finite, or change with the input's last digits, proves nothing and counts as nothing removed."""
     from masked import masked, onnxruntime
 
     import spa
@@ -334,7 +334,11 @@ def check(seed: int) -> bool:
     x = rng.standard_normal([d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]).astype(np.float32)
     if not all(np.isfinite(a).all() for a in onnxruntime(proto, {"x": x})):
         return False
-    for a, c in zip(onnxruntime(masked(proto, plan.removed), {"x": x}), onnxruntime(cut, {"x": x}), strict=True):
+    dense = masked(proto, plan.removed)
+    shaken = onnxruntime(dense, {"x": (x * (1 + 1e-6 * rng.standard_normal(x.shape))).astype(np.float32)})
+    for a, b, c in zip(onnxruntime(dense, {"x": x}), shaken, onnxruntime(cut, {"x": x}), strict=True):
+        if not np.allclose(a, b, rtol=1e-3, atol=1e-4 * float(np.abs(a).max())):
+            return False  # a normalisation over equal numbers blows rounding up: this network proves nothing
         np.testing.assert_allclose(a, c, rtol=2e-3, atol=2e-4 * max(1e-3, float(np.abs(a).max())))
     return bool(plan.removed)
 
