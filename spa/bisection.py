@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from spa.coupling import Coupling
 from spa.coupling.explain import plural
-from spa.errors import SpaError
+from spa.errors import SpaError, Unsupported
 from spa.model import Model
 from spa.planning import from_masks, plan
 from spa.pruning import apply
@@ -103,6 +103,6 @@ def prune_these(
     try:
         return verify(model, apply(model, decided, sizes=sizes).model, decided, count=1, seed=seed, sizes=sizes)
     except SpaError as error:
-        if "drawn input" in error.what:
-            raise  # nothing can be said without an input on which the network runs
+        if isinstance(error, Unsupported) or "drawn input" in error.what:
+            raise  # nothing can be said where the dense network itself does not run
         return Verification(False, float("inf"), 0, 0.0, f"{error.what}: {error.where}")

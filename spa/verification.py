@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spa import inputs as drawing
-from spa.errors import CheckFailed
+from spa.errors import CheckFailed, Unsupported
 from spa.inputs import Feeds
 from spa.shapes import constants, free_symbols, infer, tensor_of
 
@@ -120,7 +120,9 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
 
 
 class Session:
-    """onnxruntime with graph optimisations off, on a model written to a temporary folder."""
+    """onnxruntime with graph optimisations off, on a model written to a temporary folder.
+
+    Raises `Unsupported` where it cannot load the network, for want of a kernel for this machine, say."""
 
     def __init__(self, model: Model) -> None:
         import onnxruntime as ort
@@ -134,6 +136,9 @@ class Session:
             self.session: ort.InferenceSession = ort.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
+        except Exception as error:  # onnxruntime's errors share no type
+            what = f"onnxruntime cannot run the network here: {str(error).splitlines()[0][:300]}"
+            raise Unsupported(what, hint="--no-verify writes the result unproven") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
