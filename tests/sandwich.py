@@ -39,6 +39,11 @@ def check(
     coupling = spa.analyze(model)
     rng = np.random.default_rng(seed)
     masks = few_ops.draw_masks(coupling, seed)
+    for group in coupling.groups:  # no axis may become empty
+        for labels in group.labels.values():
+            here = labels[labels >= 0]
+            if len(here) and masks[group.id][here].all():
+                masks[group.id][here[0]] = False
     for name in sorted(masks)[1:]:
         if not cuts and rng.random() < 0.3:
             masks[name][:] = False

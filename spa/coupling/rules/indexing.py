@@ -129,6 +129,7 @@ def follow_slice(op: Op, edit: Edit) -> None:
             continue
         left = edit.positions((x, axis))[index[edit.kept_or_all((op.out, axis))]]
         edit.require(bool((left >= 0).all()), op, "a slice takes a removed channel")
+        edit.require(len(left) > 0, op, "nothing is left of a slice")
         step = int(left[1] - left[0]) if len(left) > 1 else 1
         if step == 0 or not np.array_equal(left, left[0] + step * np.arange(len(left))):
             edit.replace_by_gather(op, axis, left)
@@ -225,7 +226,10 @@ def pad(op: Op, g: Axes) -> None:
         n = op.shape(x)[axis]
         taken = np.arange(max(0, -begin), n - max(0, -end))
         g.link((x, axis), (y, axis), taken, taken + begin)
-        g.mark((y, axis), g.zero((x, axis)) and value is not None and not np.any(value))
+        g.mark((y, axis), g.zero((x, axis)))
+    if any(max(w) > 0 for w in widths.values()) and (value is None or np.any(value)):
+        for axis in range(len(op.shape(y))):  # a masked channel is padded as well
+            g.mark((y, axis), False)
     return None
 
 
