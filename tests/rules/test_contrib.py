@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 from few_ops import (
+    MICROSOFT,
     Array,
     attributes,
     find,
@@ -21,6 +21,8 @@ from few_ops import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 import spa
 from spa.model import Model
@@ -196,31 +198,118 @@ def test_activations_keep_zero(kind: str, c: int, bias: bool, seed: int) -> None
     assert gone(removed, "w0", 1) == gone(removed, "wo", 0) != []
 
 
-@pytest.mark.parametrize(
-    "kind", ["BiasAdd", "BiasSplitGelu", "GroupNorm", "SkipGroupNorm", "NhwcConv", "NhwcFusedConv"]
+# -- operators with kernels for other devices only, in numpy
+
+
+def _gelu(x: Any) -> Any:
+    return 0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x**3)))
+
+
+class BiasAdd(OpRun):  # type: ignore[misc]
+    op_domain = MICROSOFT
+
+    def _run(self, x: Any, bias: Any, skip: Any) -> tuple[Any]:
+        return (x + bias + skip,)
+
+
+class BiasSplitGelu(OpRun):  # type: ignore[misc]
+    op_domain = MICROSOFT
+
+    def _run(self, x: Any, bias: Any) -> tuple[Any]:
+        left, right = np.split(x + bias, 2, axis=-1)
+        return ((left * _gelu(right)).astype(np.float32),)
+
+
+def _group_norm(x: Any, gamma: Any, beta: Any, groups: int, activation: int) -> Any:
+    parts = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    mean, variance = parts.mean((1, 3), keepdims=True), parts.var((1, 3), keepdims=True)
+    y = ((parts - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * gamma + beta
+    return (y / (1 + np.exp(-y)) if activation else y).astype(np.float32)
+
+
+class GroupNorm(OpRun):  # type: ignore[misc]
+    op_domain = MICROSOFT
+
+    def _run(self, x: Any, gamma: Any, beta: Any, groups: int = 1, activation: int = 0) -> tuple[Any]:
+        return (_group_norm(x, gamma, beta, groups, activation),)
+
+
+class SkipGroupNorm(OpRun):  # type: ignore[misc]
+    op_domain = MICROSOFT
+
+    def _run(self, x: Any, gamma: Any, beta: Any, skip: Any, groups: int = 1, activation: int = 0) -> tuple[Any, Any]:
+        return _group_norm(x + skip, gamma, beta, groups, activation), x + skip
+
+
+class NhwcConv(OpRun):  # type: ignore[misc]
+    """Three by three, padded by one."""
+
+    op_domain = MICROSOFT
+
+    def _run(self, x: Any, w: Any, b: Any, z: Any = 0.0, group: int = 1, **_: Any) -> tuple[Any]:
+        h, v = x.shape[1:3]
+        padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+        windows = np.stack([padded[:, i : i + h, j : j + v] for i in range(3) for j in range(3)], -1)
+        parts = windows.reshape(*x.shape[:3], group, -1, 9)
+        kernels = w.reshape(group, w.shape[0] // group, w.shape[1], 9)
+        y = np.einsum("nhvgck,gock->nhvgo", parts, kernels).reshape(*x.shape[:3], -1) + b + z
+        return (y.astype(np.float32),)
+
+
+class NhwcFusedConv(NhwcConv):
+    op_domain = MICROSOFT
+
+
+def reference(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Any]:
+    ops = [BiasAdd, BiasSplitGelu, GroupNorm, SkipGroupNorm, NhwcConv, NhwcFusedConv]
+    return list(ReferenceEvaluator(proto, new_ops=ops).run(None, feeds))
+
+
+@few
+@given(
+    kind=st.sampled_from(["GroupNorm", "SkipGroupNorm", "NhwcConv", "NhwcFusedConv"]),
+    groups=st.sampled_from([1, 2, 4]),
+    seed=SEEDS,
 )
-def test_operators_of_other_devices_are_coupled(kind: str) -> None:
-    """They run on GPUs only: the coupling, and that the checker takes the result."""
-    constants = weights(w0=(3, 8, 1, 1), w=(8, 8, 3, 3), b=(8,), g=(8,), we=(WIDTH, 8))
-    image = {"NhwcConv": "h w b", "NhwcFusedConv": "h w b h", "GroupNorm": "h g b", "SkipGroupNorm": "h g b h"}
-    if kind in image:
-        options = {"pads": [1] * 4, "kernel_shape": [3, 3]} if "Conv" in kind else {"groups": 4, "activation": 1}
-        first, op = node("MatMul", "x we", "h"), microsoft(kind, image[kind], "z", **options)
-        inputs, width = {"x": (1, 6, 6, WIDTH)}, 8
+def test_images_with_channels_last(kind: str, groups: int, seed: int) -> None:
+    operands = {"NhwcConv": "h w b", "NhwcFusedConv": "h w b h", "GroupNorm": "h g b", "SkipGroupNorm": "h g b h"}[kind]
+    own = {"pads": [1] * 4, "kernel_shape": [3, 3], "group": groups}
+    options = own if "Conv" in kind else {"groups": groups, "activation": 1}
+    outputs = "z s" if kind == "SkipGroupNorm" else "z"
+    nodes = [node("MatMul", "x we", "h"), microsoft(kind, operands, outputs, **options), node("MatMul", "z wo", "y")]
+    constants = weights(seed, we=(WIDTH, 8), wo=(8, 4), b=(8,))
+    constants |= weights(seed, w=(8, 8 // groups, 3, 3)) if "Conv" in kind else weights(seed, g=(8,))
+    cut, removed = prune_and_compare(network(nodes, {"x": (1, 6, 6, WIDTH)}, ["y"], constants), seed, runner=reference)
+    left = attributes(find(cut, kind)).get("group" if "Conv" in kind else "groups", 1)
+    if "Norm" in kind:
+        assert left == groups - len(gone(removed, "wo", 0)) // (8 // groups)
+        assert bool(gone(removed, "we", 1)) == (groups > 1)
     else:
-        operands, width = ("h b h", 8) if kind == "BiasAdd" else ("h b", 4)
-        first, op, inputs = node("MatMul", "x we", "h"), microsoft(kind, operands, "z"), {"x": (1, 6, WIDTH)}
-    nodes = [first, op, node("MatMul", "z wo", "y")]
-    used = {n for made in nodes for n in made.input}
-    tensors = {k: v for k, v in (constants | weights(wo=(width, 4))).items() if k in used}
-    model = network(nodes, inputs, ["y"], tensors)
-    result = spa.apply(model, spa.plan(model, ratio=0.5))
-    removed = result.plan.removed
-    assert len(gone(removed, "wo", 0)) == width // 2
-    assert gone(removed, "we", 1)
-    if "Group" in kind:
-        assert attributes(find(result.model, kind))["groups"] == 2
-    assert {v.name: list(v.shape) for v in result.model.ir.graph.initializers.values()}["wo"] == [width // 2, 4]
+        assert gone(removed, "wo", 0) and left <= groups
+
+
+@few
+@given(kind=st.sampled_from(["BiasAdd", "BiasSplitGelu"]), bias=st.booleans(), seed=SEEDS)
+def test_biased_operators_of_other_devices(kind: str, bias: bool, seed: int) -> None:
+    operands, out = ("h b k", 8) if kind == "BiasAdd" else ("h b", 4)
+    nodes = [node("MatMul", "x wk", "k")] if kind == "BiasAdd" else []
+    constants = weights(seed, b=(8,)) | (weights(seed, wk=(WIDTH, 8)) if kind == "BiasAdd" else {})
+    model = between([*nodes, microsoft(kind, operands, "z")], constants, 8, out, bias=bias)
+    _, removed = prune_and_compare(model, seed, runner=reference)
+    assert len(gone(removed, "w0", 1)) == len(gone(removed, "wo", 0)) * (8 // out) > 0
+
+
+@few
+@given(c=CHANNELS, seed=SEEDS)
+def test_layer_normalization_before_its_opset(c: int, seed: int) -> None:
+    """onnxruntime's optimizer puts it into networks of older opsets too."""
+    nodes = [
+        node("MatMul", "x w0", "h"), node("LayerNormalization", "h g b", "n"), node("MatMul", "n w1", "m"),
+        node("Relu", "m", "r"), node("MatMul", "r wo", "y"),
+    ]  # fmt: skip
+    constants = weights(seed, w0=(WIDTH, c), g=(c,), b=(c,), w1=(c, 6), wo=(6, 4))
+    _, removed = prune_and_compare(network(nodes, {"x": (2, WIDTH)}, ["y"], constants, opset=14), seed)
+    assert set(removed) == {"w1", "wo"}
 
 
 def test_blocked_operators_say_so() -> None:

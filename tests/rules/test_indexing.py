@@ -133,7 +133,8 @@ def test_slice(
 
 @few
 @given(
-    axis=st.integers(-3, 2), rank=st.integers(0, 2), data=st.booleans(), twice=st.booleans(), channel=st.integers(0, 2), tail=TAIL, bias=st.booleans(), seed=SEEDS,
+    axis=st.integers(-3, 2), rank=st.integers(0, 2), data=st.booleans(), twice=st.booleans(), channel=st.integers(0, 2),
+    tail=TAIL, bias=st.booleans(), seed=SEEDS,
 )  # fmt: skip
 def test_gather(axis: int, rank: int, data: bool, twice: bool, channel: int, tail: str, bias: bool, seed: int) -> None:
     """Permutations, repetitions, negative indices, matrices of indices, a single one, or data."""
@@ -169,7 +170,8 @@ def test_gather(axis: int, rank: int, data: bool, twice: bool, channel: int, tai
 
 @few
 @given(
-    begin=st.tuples(*[st.integers(-1, 2)] * 3), end=st.tuples(*[st.integers(-1, 2)] * 3), mode=st.sampled_from(["constant", "reflect", "edge"]), fill=st.sampled_from([None, 0.0, 0.7]),
+    begin=st.tuples(*[st.integers(-1, 2)] * 3), end=st.tuples(*[st.integers(-1, 2)] * 3),
+    mode=st.sampled_from(["constant", "reflect", "edge"]), fill=st.sampled_from([None, 0.0, 0.7]),
     opset=st.sampled_from([10, 13, 18]), channel=st.integers(0, 2), tail=TAIL, bias=st.booleans(), seed=SEEDS,
 )  # fmt: skip
 def test_pad(
@@ -215,8 +217,9 @@ def test_rolls_and_shuffles(shift: int, groups: int, squash: bool, seed: int) ->
         "split": np.array([2, groups, 6 // groups]), "flat": np.array([2, 6]),
     }  # fmt: skip
     nodes = [
-        node("MatMul", "x w0", "h"), node("Sigmoid" if squash else "Relu", "h", "a"), node("Slice", "a shift end axis", "p"), node("Slice", "a zero shift axis", "q"),
-        node("Concat", "p q", "rolled", axis=1), node("Reshape", "rolled split", "s"), node("Transpose", "s", "t", perm=[0, 2, 1]), node("Reshape", "t flat", "z"),
-        node("MatMul", "z w1", "y"),
+        node("MatMul", "x w0", "h"), node("Sigmoid" if squash else "Relu", "h", "a"), node("Slice", "a shift end axis", "p"),
+        node("Slice", "a zero shift axis", "q"),
+        node("Concat", "p q", "rolled", axis=1), node("Reshape", "rolled split", "s"), node("Transpose", "s", "t", perm=[0, 2, 1]),
+        node("Reshape", "t flat", "z"), node("MatMul", "z w1", "y"),
     ]  # fmt: skip
     check(network(nodes, {"x": (2, 3)}, ["y"], constants), seed, cuts="w0:1 w1:0")

@@ -31,10 +31,7 @@ def test_reduce(
         | ({"axes": given_axes} if old and axes else {})
         | ({} if old else {"noop_with_empty_axes": int(noop)})
     )
-    if old and op == "ReduceSum":
-        opset = 12
-    else:
-        opset = 13 if old else 18
+    opset = 12 if old and op == "ReduceSum" else 13 if old else 18
     constants = {} if old or not axes else {"axes": np.array(given_axes, np.int64)}
     nodes = [node("Sigmoid" if squash else "Relu", "a", "r"), node(op, "r axes" if constants else "r", "s", **options)]
     out = [1 if a in over else n for a, n in enumerate(SHAPE) if keep or a not in over]

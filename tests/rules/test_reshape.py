@@ -105,7 +105,7 @@ def test_same_elements_other_axes(
             out = [*shape]
             for a in axes:
                 out.insert(a, 1)
-            read = [i for i, n in enumerate(out) if n == shape[channel] and n != 1][0] if shape[channel] != 2 else 0
+            read = next(i for i, n in enumerate(out) if n == shape[channel]) if shape[channel] != 2 else 0
         given_axes = op == "Unsqueeze" or named
         middle = node(
             op, "a axes" if given_axes and not old else "a", "z", **({"axes": axes} if given_axes and old else {})
