@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,12 @@ def feed(model: onnx.ModelProto, seed: int, given: Mapping[str, Array] | None = 
 
 
 def prune_and_compare(
-    model: Model, seed: int = 0, *, given: Mapping[str, Array] | None = None, share: float = 0.4
+    model: Model,
+    seed: int = 0,
+    *,
+    given: Mapping[str, Array] | None = None,
+    share: float = 0.4,
+    runner: Callable[[onnx.ModelProto, dict[str, Array]], list[Any]] = run,
 ) -> tuple[Model, Removed]:
     """Remove random channels of every group; the result must run and be equal to the masked dense network."""
     coupling = spa.analyze(model)
@@ -94,7 +99,7 @@ def prune_and_compare(
     dense, small = model.to_proto(), cut.to_proto()
     for number in (seed, seed + 1):
         feeds = feed(dense, number, given)
-        for a, b in zip(run(masked(dense, plan.removed), feeds), run(small, feeds), strict=True):
+        for a, b in zip(runner(masked(dense, plan.removed), feeds), runner(small, feeds), strict=True):
             assert a.shape == b.shape
             np.testing.assert_allclose(b, a, rtol=1e-3, atol=2e-5 * max(1.0, float(np.abs(a).max(initial=0))))
     return cut, plan.removed
