@@ -391,3 +391,100 @@ def test_feature_vectorizer(c: int, seed: int) -> None:
     cut, removed = prune_and_compare(network(nodes, {"x": (3, WIDTH)}, ["y"], constants), seed)
     assert len(gone(removed, "wo", 0)) == len(gone(removed, "w0", 1)) + len(gone(removed, "w1", 1)) > 1
     assert sum(attributes(find(cut, "FeatureVectorizer"))["inputdimensions"]) == c + 3 - len(gone(removed, "wo", 0))
+
+
+def nbits(rng: np.random.Generator, name: str, n: int, k: int, block: int = 16) -> dict[str, Array]:
+    """A weight in 4 bits: packed numbers and one scale per block."""
+    blocks = k // block
+    return {
+        f"{name}_b": rng.integers(0, 256, (n, blocks, block // 2)).astype(np.uint8),
+        f"{name}_s": (0.05 * rng.standard_normal((n, blocks))).astype(np.float32),
+    }
+
+
+def in_nbits(x: str, name: str, out: str, n: int, k: int) -> onnx.NodeProto:
+    return microsoft("MatMulNBits", f"{x} {name}_b {name}_s", out, N=n, K=k, bits=4, block_size=16)
+
+
+@few
+@given(kv=st.integers(1, 2), repeat=st.integers(1, 3), seed=SEEDS)
+def test_a_decoder_layer_as_generation_runtimes_ship_it(kv: int, repeat: int, seed: int) -> None:
+    """4-bit weights, a cache that is fed and returned, rotary embeddings inside the attention, RMSNorm with the residual.
+
+    The cache fixes key-value heads and their size; queries of each head, blocks of the gated units and blocks of the
+    residual stream can go."""
+    d, hidden, units, heads = 16, 64, 48, kv * repeat
+    rng = np.random.default_rng(seed)
+    constants = weights(seed, embed=(9, hidden), g0=(hidden,), g1=(hidden,), g2=(hidden,), head=(hidden, 9))
+    constants |= weights(seed, 1.0, cos=(8, d // 2), sin=(8, d // 2))
+    sizes = {
+        "q": (heads * d, hidden), "k": (kv * d, hidden), "v": (kv * d, hidden), "o": (hidden, heads * d),
+        "gate": (units, hidden), "up": (units, hidden), "down": (hidden, units),
+    }  # fmt: skip
+    for name, (n, k) in sizes.items():
+        constants |= nbits(rng, name, n, k)
+    constants |= {"lengths": np.full((1,), 4, np.int32), "total": np.array(5, np.int32)}
+    nodes = [
+        node("Gather", "embed ids", "h0"),
+        node("SimplifiedLayerNormalization", "h0 g0", "n0", epsilon=0.01),
+        *(in_nbits("n0", k, k, *sizes[k]) for k in "qkv"),
+        microsoft(
+            "GroupQueryAttention", "q k v pk pv lengths total cos sin", "a nk nv",
+            num_heads=heads, kv_num_heads=kv, do_rotary=1,
+        ),
+        in_nbits("a", "o", "ao", *sizes["o"]),
+        microsoft("SkipSimplifiedLayerNormalization", "h0 ao g1", "n1 _ _ h1", epsilon=0.01),
+        in_nbits("n1", "gate", "gate", *sizes["gate"]),
+        in_nbits("n1", "up", "up", *sizes["up"]),
+        node("Sigmoid", "gate", "gs"), node("Mul", "gate gs", "silu"), node("Mul", "silu up", "u"),
+        in_nbits("u", "down", "d", *sizes["down"]),
+        microsoft("SkipSimplifiedLayerNormalization", "h1 d g2", "n2", epsilon=0.01),
+        node("MatMul", "n2 head", "y"),
+    ]  # fmt: skip
+    inputs = {"ids": (1, SEQUENCE), "pk": (1, kv, 2, d), "pv": (1, kv, 2, d)}
+    model = network(nodes, inputs, ["y", "nk", "nv"], constants, types={"ids": onnx.TensorProto.INT64})
+    cut, removed = prune_and_compare(model, seed)
+    assert len(gone(removed, "embed", 1)) in (16, 32, 48) and gone(removed, "head", 0) == gone(removed, "embed", 1)
+    assert len(gone(removed, "down_b", 1)) * 16 == len(gone(removed, "up_b", 0)) > 0
+    assert bool(gone(removed, "q_b", 0)) == (repeat > 1) and not gone(removed, "k_b", 0)
+    assert attributes(find(cut, "GroupQueryAttention"))["kv_num_heads"] == kv
+
+
+# one operator between two weights: (nodes from h to z, what it does to a masked channel)
+BETWEEN = {
+    "ScaledSiLU": ([microsoft("ScaledSiLU", "h", "z", alpha=0.5)], "zero"),
+    "GatedAdd": ([node("MatMul", "x wg", "gate"), microsoft("GatedAdd", "h h gate", "z")], "zero"),
+    "Imputer": ([node("Imputer", "h", "z", ML, imputed_value_floats=[1.0], replaced_value_float=9.0)], "zero"),
+    "Binarizer": ([node("Binarizer", "h", "z", ML, threshold=0.1)], "zero"),
+    "low Binarizer": ([node("Binarizer", "h", "z", ML, threshold=-0.1)], "one"),
+}
+
+
+@few
+@given(kind=st.sampled_from(sorted(BETWEEN)), c=CHANNELS, seed=SEEDS)
+def test_what_is_left_of_a_masked_channel(kind: str, c: int, seed: int) -> None:
+    """A product with a weight forgets it in any case; a sum only where it is zero."""
+    nodes, leaves = BETWEEN[kind]
+    constants = weights(seed, w0=(WIDTH, c), wo=(c, 4), wg=(WIDTH, 1)) | {"last": np.array([-1], np.int64)}
+    for tail in ("product", "sum"):
+        end = node("MatMul", "z wo", "y") if tail == "product" else node("ReduceSum", "z last", "y")
+        chain = [node("MatMul", "x w0", "h"), *nodes, end]
+        used = {n for made in chain for n in made.input}
+        model = network(chain, {"x": (3, WIDTH)}, ["y"], {k: v for k, v in constants.items() if k in used})
+        _, removed = prune_and_compare(model, seed)
+        assert bool(gone(removed, "w0", 1)) == (tail == "product" or leaves == "zero")
+
+
+@few
+@given(c=CHANNELS, seed=SEEDS)
+def test_linear_classifier(c: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    nodes = [
+        node("MatMul", "x w0", "h"),
+        node("LinearClassifier", "h", "label y", ML, coefficients=rng.standard_normal(3 * c).tolist(),
+             intercepts=[0.1, 0.2, 0.3], classlabels_ints=[0, 1, 2], post_transform="SOFTMAX"),
+    ]  # fmt: skip
+    model = network(nodes, {"x": (3, WIDTH)}, ["y"], weights(seed, w0=(WIDTH, c)))
+    cut, removed = prune_and_compare(model, seed)
+    left = attributes(find(cut, "LinearClassifier"))["coefficients"]
+    assert gone(removed, "w0", 1) and len(left) == 3 * (c - len(gone(removed, "w0", 1)))
