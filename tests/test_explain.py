@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -54,7 +56,7 @@ def test_overview_lists_groups_and_what_blocks_the_others() -> None:
 
 def test_a_group_names_its_constants_and_what_ties_them() -> None:
     text = spa.analyze(residual()).explain("w0:1")
-    for line in ("1 index of w0, axis 1 (MatMul 'h0')", "1 index of u0, axis 0", "1 index of d0, axis 1"):
+    for line in ("MatMul 'h0': w0 axis 1", "u0 axis 0", "d0 axis 1", "wo axis 0"):
         assert line in text
     assert "Add 'h1', which adds them up: h0, r0_down" in text
 
@@ -194,3 +196,15 @@ def test_the_command_writes_text_json_and_pictures(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one group"):
         call(path, "--svg", str(tmp_path / "other.svg"))
     assert call(path, "--bisect").return_value == 0
+
+
+def test_the_examples_of_the_documentation(models: Path) -> None:
+    """Every `$ spa explain` in docs/explain.md prints what stands below it."""
+    text = (models.parent / "docs" / "explain.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"    \$ spa explain models/(.*)\n((?:    .*\n)+)", text)
+    assert len(blocks) == 3
+    for command, expected in blocks:
+        name, *rest = command.split()
+        got = re.sub(r"error \S+ of", "error E of", call(str(models / name), *rest).output)
+        wanted = re.sub(r"error \S+ of", "error E of", textwrap.dedent(expected))
+        assert [line.strip() for line in got.splitlines()] == [line.strip() for line in wanted.splitlines()]

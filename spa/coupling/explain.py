@@ -19,14 +19,15 @@ LINES = 16  # members and nodes named one by one; the rest are counted
 
 # what an operator does to the channels that meet in it
 TIES = {
-    "adds them up": ("Add", "Sub", "Sum", "Mean", "Max", "Min", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BiasAdd"),
-    "multiplies them": ("Mul", "Div", "Pow", "PRelu"),
+    "adds them up": ("Add", "Sub", "Sum", "Mean", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BiasAdd"),
+    "compares them": ("Max", "Min", "Less", "Greater", "Equal", "Where"),
+    "multiplies them with each other": ("Mul", "Div", "Pow", "MatMul", "FusedMatMul", "Gemm", "Einsum", "Conv"),
     "puts them side by side": ("Concat", "FeatureVectorizer"),
-    "takes them apart": ("Split", "Slice", "Gather", "ArrayFeatureExtractor"),
-    "makes heads or groups of them": ("Reshape", "Flatten", "DepthToSpace", "SpaceToDepth", "Attention", "MultiHeadAttention", "GroupQueryAttention"),
-    "weighs each with a number of its own": ("BatchNormalization", "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization"),
-    "multiplies them by a weight": ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "QLinearConv"),
+    "takes them apart": ("Split",),
+    "sees factors in them, such as heads and their dimensions": ("Reshape", "Flatten", "DepthToSpace", "SpaceToDepth"),
+    "takes heads of them": ("Attention", "MultiHeadAttention", "GroupQueryAttention"),
 }  # fmt: skip
+RESHAPES = ("Concat", "Split", "Reshape", "Flatten", "DepthToSpace", "SpaceToDepth")
 TIE_OF = {kind: words for words, kinds in TIES.items() for kind in kinds}
 
 # a part of a reason -> what would unblock it; the first that fits
@@ -168,37 +169,41 @@ def named(items: list[str]) -> list[str]:
 def describe(coupling: Coupling, group: Group) -> str:
     lines = [f"{group.id}: {group.size} channels, {'exact' if group.exact else 'approximate'}"]
     nodes = path(coupling, group)
-    lines.append("  each channel is")
+    lines.append("  each channel is a slice of")
     lines += named([f"    {text}" for text in slices(coupling, group, nodes)])
     counts = ", ".join(f"{n} {kind}" for kind, n in Counter(o.kind for o in nodes).most_common())
-    lines.append(f"  it runs through {plural(len(nodes), 'node')} ({counts}); tied by")
-    lines += named([f"    {text}" for text in ties(group, nodes)])
+    lines.append(f"  it runs through {plural(len(nodes), 'node')}: {counts}")
+    if met := list(ties(group, nodes)):
+        lines += ["  it is tied together by", *named([f"    {text}" for text in met])]
     lines += [f"  only approximately: {r}" for r in dict.fromkeys(group.notes)]
     return "\n".join(lines)
 
 
 def slices(coupling: Coupling, group: Group, nodes: list[Op]) -> Iterator[str]:
-    """Of which constants a channel takes how much, and who reads them."""
-    readers: dict[str, str] = {}
-    for o in nodes:
-        for v in o.inputs:
-            if v is not None:
-                readers.setdefault(v.name or "", f"{o.kind} '{label(o)}'")
+    """Node by node, of which of its constants a channel takes how much."""
+    sliced: dict[ir.Value, list[tuple[int, float]]] = {}
     for d, labels in group.labels.items():
         each = int((labels >= 0).sum()) / group.size
         for value, axis in coupling.dims.slots[d]:
-            if isinstance(value, ir.Value) and value in coupling.constants:
-                count = "1 index" if each == 1 else f"{each:g} indices"
-                reader = readers.get(value.name or "", "")
-                yield f"{count} of {coupling.constants[value]}, axis {axis}" + (f" ({reader})" if reader else "")
+            if isinstance(value, ir.Value) and axis is not None and value in coupling.constants:
+                sliced.setdefault(value, []).append((axis, each))
+    for o in nodes:
+        parts = []
+        for v in dict.fromkeys(o.inputs):
+            for axis, each in sliced.pop(v, []) if v is not None else []:
+                count = "" if each == 1 else f" ({each:g} indices)"
+                parts.append(f"{coupling.constants[v]} axis {axis}{count}")  # type: ignore[index]
+        if parts:
+            yield f"{o.kind} '{label(o)}': {', '.join(parts)}"
 
 
 def ties(group: Group, nodes: list[Op]) -> Iterator[str]:
-    """The nodes where several members meet, in words."""
-    values = {m.value for m in group.members}
+    """The nodes where channels of several values meet, in words."""
+    constant = {m.value for m in group.members if m.constant}
+    values = {m.value for m in group.members} - constant
     for o in nodes:
-        met = [v.name or "" for v in o.inputs if v is not None and v.name in values]
-        if len(dict.fromkeys(met)) > 1 or (met and o.kind in ("Concat", "Split", "Reshape")):
+        met = list(dict.fromkeys(v.name or "" for v in o.inputs if v is not None and v.name in values))
+        if len(met) > 1 or (met and o.kind in RESHAPES):
             yield f"{o.kind} '{label(o)}', which {TIE_OF.get(o.kind, 'reads them together')}: {', '.join(met[:4])}"
 
 
