@@ -313,9 +313,37 @@ def test_layer_normalization_before_its_opset(c: int, seed: int) -> None:
 
 
 def test_blocked_operators_say_so() -> None:
-    nodes = [microsoft("MoE", "h router f1 b1 f2", "z", k=1)]
-    constants = weights(router=(6, 2), f1=(2, 6, 8), b1=(2, 8), f2=(2, 8, 6))
-    assert "MoE in this form is not taken apart" in reasons(between(nodes, constants, 6, 6))
+    nodes = [node("MatMul", "x router", "r"), microsoft("QMoE", "h r f1 s1 _ f2 s2", "z", k=1)]
+    constants = weights(router=(WIDTH, 2), s1=(2, 8), s2=(2, 6))
+    constants |= {"f1": np.zeros((2, 8, 3), np.uint8), "f2": np.zeros((2, 6, 4), np.uint8)}
+    assert "QMoE in this form is not taken apart" in reasons(between(nodes, constants, 6, 6))
+
+
+@few
+@given(
+    activation=st.sampled_from(["relu", "gelu", "silu", "identity", "swiglu"]), fusion=st.sampled_from([1, 2]), k=st.integers(1, 2),
+    bias=st.booleans(), hidden=CHANNELS, units=CHANNELS, seed=SEEDS,
+)  # fmt: skip
+def test_mixture_of_experts(
+    activation: str, fusion: int, k: int, bias: bool, hidden: int, units: int, seed: int
+) -> None:
+    swiglu = activation == "swiglu"
+    twice = 2 if swiglu else 1
+    constants = weights(
+        seed, router=(WIDTH, 3), w0=(WIDTH, hidden), wo=(hidden, 4), f1=(3, twice * units, hidden), f2=(3, hidden, units),
+        b1=(3, twice * units), b2=(3, hidden),
+    )  # fmt: skip
+    options = {"activation_type": activation, "k": k} | ({"swiglu_fusion": fusion} if swiglu else {})
+    operands = f"h r f1 {'b1' if bias else '_'} f2 {'b2' if bias else '_'}"
+    nodes = [
+        node("MatMul", "x w0", "h"), node("MatMul", "x router", "r"), microsoft("MoE", operands, "z", **options),
+        node("MatMul", "z wo", "y"),
+    ]  # fmt: skip
+    used = {n for made in nodes for n in made.input}
+    model = network(nodes, {"x": (4, WIDTH)}, ["y"], {n: v for n, v in constants.items() if n in used})
+    _, removed = prune_and_compare(model, seed)
+    assert gone(removed, "w0", 1) == gone(removed, "wo", 0) != []
+    assert len(gone(removed, "f1", 1)) == twice * len(gone(removed, "f2", 2)) > 0
 
 
 def test_inverse_and_trilu_keep_their_matrices() -> None:

@@ -13,7 +13,7 @@ from spa.coupling.axes import Axes, Op
 from spa.coupling.edit import Edit
 from spa.coupling.rules import Table, rows
 from spa.coupling.rules.attention import MICROSOFT
-from spa.coupling.rules.contraction import WINDOW, conv, follow_group, gemm, matmul
+from spa.coupling.rules.contraction import WINDOW, contract, conv, follow_group, gemm, matmul
 from spa.coupling.rules.normalization import MIXED, rescale_rms, rms_norm
 
 # activations that onnxruntime fuses, by their value at zero
@@ -124,6 +124,43 @@ def fused_matmul(op: Op, g: Axes) -> None:
     if not keeps_zero(op):
         all_nonzero(op, g)
     return None
+
+
+def mixture(op: Op, g: Axes) -> None:
+    """MoE: x (..., H), router (tokens, E), fc1 (E, f U, H) and its bias, fc2 (E, H, U) and its bias, fc3 (E, U, H) and its
+    bias: per token the sum over its experts of fc2 (act(fc1 x) * fc3 x). Units U end in fc2, which is zero where they
+    are masked. Where swiglu is fused (f = 2), fc1 holds gates and units: interleaved (U, 2), or one after the other.
+    Experts compete for tokens: none can go."""
+    x, y = op.inputs[0], op.out
+    fc1, bias1, fc2, bias2, fc3, bias3 = (op.input(i) for i in range(2, 8))
+    assert x is not None and fc1 is not None and fc2 is not None
+    last, units = len(op.shape(x)) - 1, op.shape(fc2)[2]
+    twice = op.shape(fc1)[1] // units
+    both, unit = (g.virtual("both", twice), twice), ((fc2, 2), units)
+    g.freeze(both[0], "gates belong to their units")
+    g.factor((fc1, 1), [unit, both] if int(op.attr("swiglu_fusion", 0)) == 1 else [both, unit])
+    for v in (fc1, bias1, fc2, bias2, fc3, bias3, op.input(1)):
+        if v is not None:
+            g.freeze((v, 1 if v is op.input(1) else 0), "experts compete for tokens")
+    for v, axis, slot in (
+        (bias1, 1, (fc1, 1)),
+        (fc3, 1, unit[0]),
+        (bias3, 1, unit[0]),
+        (bias2, 1, (fc2, 1)),
+        (fc3, 2, (fc1, 2)),
+    ):
+        if v is not None:
+            g.same((v, axis), slot)
+    contract(g, x, last, fc1, 2)
+    if not g.zero((fc2, 2)):
+        g.freeze((fc2, 2), "summed against a value that masking does not make zero", approximate=True)
+    g.same((fc2, 1), (y, last))
+    g.same((x, last), (y, last))  # kernels take the width of what they return from what they read
+    for axis in range(last):
+        g.freeze((x, axis), "tokens")
+        g.freeze((y, axis), "tokens")
+        g.mark((y, axis), False)
+    g.mark((y, last), g.zero((fc2, 1)) and (bias2 is None or g.zero((bias2, 1))))
 
 
 # -- normalisation
@@ -337,7 +374,7 @@ def blocked(op: Op, g: Axes) -> None:
 
 
 BLOCKED = (
-    "MoE", "QMoE", "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulNBitsQkv", "MatMulNBitsMlp", "QEmbedLayerNormalization",
+    "QMoE", "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulNBitsQkv", "MatMulNBitsMlp", "QEmbedLayerNormalization",
     "GatedRMSNorm", "BranchwiseRMSNorm", "WordConvEmbedding", "TorchEmbedding", "CausalConvWithState", "GemmFloat8",
 )  # fmt: skip
 
@@ -346,6 +383,7 @@ RULES: Table = (
     | rows(nhwc_conv, "NhwcConv", "NhwcFusedConv", domain=MICROSOFT, repair=follow_group)
     | rows(fused_gemm, "FusedGemm", domain=MICROSOFT)
     | rows(fused_matmul, "FusedMatMul", "TransposeMatMul", "FusedMatMulActivation", domain=MICROSOFT)
+    | rows(mixture, "MoE", domain=MICROSOFT, note="units and channels; experts are blocked")
     | rows(skip_layer_norm, "SkipLayerNormalization", domain=MICROSOFT, note="the axis is blocked")
     | rows(skip_rms_norm, "SkipSimplifiedLayerNormalization", domain=MICROSOFT, repair=rescale_skip)
     | rows(simplified, "SimplifiedLayerNormalization", repair=rescale_rms)
