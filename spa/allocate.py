@@ -63,7 +63,18 @@ def chosen(coupling: Coupling, chunks: list[Chunk]) -> Chosen:
     masks = {g.id: np.zeros(g.size, bool) for g in coupling.groups}
     for c in chunks:
         masks[c.group][list(c.channels)] = True
+    spare(coupling, masks)
     return {k: m for k, m in masks.items() if m.any()}
+
+
+def spare(coupling: Coupling, masks: Chosen) -> None:
+    """Groups that overlap on an axis may empty it together: then its first index stays, in all of them."""
+    while empty := [d for d, gone in coupling.removal(masks).items() if gone.all()]:
+        for dim in empty:
+            for group in coupling.groups:
+                labels = group.labels.get(dim)
+                if labels is not None and labels[0] >= 0:
+                    masks[group.id][labels[0]] = False
 
 
 def by_ratio(groups: list[Group], sequence: list[Chunk], ratio: float, scope: str) -> list[Chunk]:

@@ -14,6 +14,7 @@ from onnx import helper
 from oracle import Removed, Runner, masked, onnxruntime, reference
 
 import spa
+from spa.allocate import spare
 from spa.model import Model
 from spa.planning import from_masks
 
@@ -39,14 +40,10 @@ def check(
     coupling = spa.analyze(model)
     rng = np.random.default_rng(seed)
     masks = few_ops.draw_masks(coupling, seed)
-    for group in coupling.groups:  # no axis may become empty
-        for labels in group.labels.values():
-            here = labels[labels >= 0]
-            if len(here) and masks[group.id][here].all():
-                masks[group.id][here[0]] = False
     for name in sorted(masks)[1:]:
         if not cuts and rng.random() < 0.3:
             masks[name][:] = False
+    spare(coupling, masks)
     plan = from_masks(coupling, masks)
     slots = set(plan.removed) | {f"{n}:{a}" for n, axes in plan.removed.items() for a in axes}
     for name in cuts.split():

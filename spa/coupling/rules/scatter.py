@@ -144,7 +144,8 @@ def follow_places(op: Op, edit: Edit) -> None:
         index = np.compress(edit.kept_or_all((part, k)), index, axis=k)
     index = edit.positions((x, 0))[index]
     edit.require(bool((index >= 0).all()), op, "it takes a removed index")
-    if index.shape != op.shape(indices) or not np.array_equal(index.reshape(-1), places):
+    known = op.known(1)
+    if known is None or index.shape != known.shape or not np.array_equal(index, known):
         edit.set_input(op, 1, index)
 
 
