@@ -144,6 +144,18 @@ def _twice(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
     return [s[0], s[0]]
 
 
+def _gathered(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
+    """Rows of a table: where several numbers share a byte, blocks tell its width."""
+    data, indices, scales = s[0], s[1], s[2]
+    assert data is not None and indices is not None and scales is not None
+    at, along = int(_attr(node, "gather_axis", 0)) % len(data), int(_attr(node, "quantize_axis", 1)) % len(data)
+    blocks = scales[along] * int(_attr(node, "block_size", 128))
+    per_byte = 8 // int(_attr(node, "bits", 4))
+    width = data[along] if data[along] * per_byte > blocks else data[along] * per_byte
+    dims = [*data[:along], width, *data[along + 1 :]]
+    return [(*dims[:at], *indices, *dims[at + 1 :])]
+
+
 def _matmul(node: ir.Node, s: list[Shape | None]) -> list[Typed]:
     assert s[0] is not None and s[1] is not None
     a, b = list(s[0]), list(s[1])
@@ -308,9 +320,11 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(("LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier"), _classified),
     "EmbedLayerNormalization": _embedded, "BiasSplitGelu": _halved, "SkipGroupNorm": _twice, "BiasDropout": _twice,
     "MatMulNBits": _blocks, "Attention": _attention, "QAttention": _q_attention, "GroupQueryAttention": _group_query,
+    "GatherBlockQuantized": _gathered,
     "Binarizer": _same, "FeatureVectorizer": _features, "ArrayFeatureExtractor": _extracted,
 }  # fmt: skip
 OPERAND = {
     "EmbedLayerNormalization": 2,
     "QLinearConcat": 2,
+    "GatherBlockQuantized": 2,
 }  # whose element type the outputs have, where it is not the first operand

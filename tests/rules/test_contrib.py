@@ -346,6 +346,39 @@ def test_mixture_of_experts(
     assert len(gone(removed, "f1", 1)) == twice * len(gone(removed, "f2", 2)) > 0
 
 
+@few
+@given(blocks=st.integers(2, 4), points=st.booleans(), seed=SEEDS)
+def test_gather_of_a_quantised_table(blocks: int, points: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    constants = weights(seed, s=(9, blocks), wo=(16 * blocks, 4))
+    constants["t"] = rng.integers(0, 256, (9, 16 * blocks)).astype(np.uint8)
+    constants["p"] = rng.integers(0, 256, (9, blocks)).astype(np.uint8)
+    nodes = [
+        microsoft("GatherBlockQuantized", f"t ids s {'p' if points else ''}", "z", bits=8, block_size=16),
+        node("MatMul", "z wo", "y"),
+    ]
+    if not points:
+        del constants["p"]
+    model = network(nodes, {"ids": (2, 3)}, ["y"], constants, types={"ids": onnx.TensorProto.INT64})
+    _, removed = prune_and_compare(model, seed)
+    assert len(gone(removed, "t", 1)) == len(gone(removed, "wo", 0)) == 16 * len(gone(removed, "s", 1)) > 0
+
+
+@few
+@given(blocks=st.integers(2, 4), seed=SEEDS)
+def test_gather_of_a_table_with_two_numbers_to_a_byte(blocks: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    constants = weights(seed, s=(9, blocks), wo=(16 * blocks, 4))
+    constants["t"] = rng.integers(0, 256, (9, 8 * blocks)).astype(np.uint8)
+    nodes = [
+        microsoft("GatherBlockQuantized", "t ids s", "z", bits=4, block_size=16, quantize_axis=1),
+        node("MatMul", "z wo", "y"),
+    ]
+    model = network(nodes, {"ids": (2, 3)}, ["y"], constants, types={"ids": onnx.TensorProto.INT64})
+    _, removed = prune_and_compare(model, seed)
+    assert 2 * len(gone(removed, "t", 1)) == len(gone(removed, "wo", 0)) > 0
+
+
 def test_inverse_and_trilu_keep_their_matrices() -> None:
     nodes = [microsoft("Trilu", "h", "z", upper=0)]
     _, removed = prune_and_compare(between(nodes, {}, 6, 6))

@@ -245,6 +245,35 @@ def embed_layer_norm(op: Op, g: Axes) -> None:
         g.freeze_all(op.outputs[1], "lengths of sequences")
 
 
+def gather_blocks(op: Op, g: Axes) -> None:
+    """GatherBlockQuantized: rows of a table (V, H), kept as small integers, several to a byte maybe, with a scale per block
+    of H. Masked scales make their block zero. Other axes than these are not taken apart."""
+    data, indices, scales, y = op.inputs[0], op.inputs[1], op.inputs[2], op.out
+    assert data is not None and indices is not None and scales is not None
+    blocks, width, last = op.shape(scales)[-1], op.shape(y)[-1], len(op.shape(y)) - 1
+    along = int(op.attr("gather_axis", 0)), int(op.attr("quantize_axis", 1)) % 2
+    if len(op.shape(data)) != 2 or along != (0, 1) or width % blocks or op.shape(data)[1] % blocks:
+        return blocked(op, g)
+    block, points = g.virtual("blocks", blocks), op.input(3)
+    for slot in ((data, 1), (y, last)):
+        inside = g.virtual(slot, g.add(slot) // blocks)
+        g.freeze(inside, "channels of one quantisation block")
+        g.factor(slot, [(block, blocks), (inside, g.add(slot) // blocks)])
+    g.same((scales, 1), block)
+    if points is not None and op.shape(points) == op.shape(scales):
+        g.same((points, 1), block)
+    elif points is not None:
+        g.freeze(block, "zero points of several blocks share bytes")
+    for v in (data, scales, points):
+        if v is not None:
+            g.freeze((v, 0), "indexed by data")
+    for axis in range(last):
+        g.same((indices, axis), (y, axis))
+        g.mark((y, axis), False)
+    g.mark((y, last), g.zero((scales, 1)))
+    return None
+
+
 def group_norm(op: Op, g: Axes) -> None:
     """x (N, H, W, C), or (N, C, H, W) with channels_last=0; gamma, beta (C). SkipGroupNorm: f(x + skip + bias), and the sum."""
     x, y = op.inputs[0], op.out
@@ -374,7 +403,7 @@ def blocked(op: Op, g: Axes) -> None:
 
 
 BLOCKED = (
-    "QMoE", "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulNBitsQkv", "MatMulNBitsMlp", "QEmbedLayerNormalization",
+    "QMoE", "MatMulBnb4", "MatMulFpQ4", "MatMulNBitsQkv", "MatMulNBitsMlp", "QEmbedLayerNormalization",
     "GatedRMSNorm", "BranchwiseRMSNorm", "WordConvEmbedding", "TorchEmbedding", "CausalConvWithState", "GemmFloat8",
 )  # fmt: skip
 
@@ -389,6 +418,7 @@ RULES: Table = (
     | rows(simplified, "SimplifiedLayerNormalization", repair=rescale_rms)
     | rows(simplified, "SimplifiedLayerNormalization", domain=MICROSOFT, repair=rescale_rms)
     | rows(embed_layer_norm, "EmbedLayerNormalization", domain=MICROSOFT, note="the axis is blocked")
+    | rows(gather_blocks, "GatherBlockQuantized", domain=MICROSOFT, note="whole blocks of channels")
     | rows(group_norm, "GroupNorm", "SkipGroupNorm", domain=MICROSOFT, repair=follow_groups, note="whole groups")
     | rows(biased, "BiasGelu", "FastGelu", "BiasAdd", domain=MICROSOFT)
     | rows(activation, "Gelu", "QuickGelu", "ScaledSiLU", domain=MICROSOFT)
