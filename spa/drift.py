@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spa import allocate
+from spa.calibrate import HELD
 from spa.errors import CheckFailed
 from spa.importance.magnitude import magnitude
 from spa.inputs import Feeds
@@ -40,35 +41,58 @@ def drift(reference: list[list[Any]], outputs: list[list[Any]]) -> float:
 
 
 def plan_by_drift(
-    model: Model, coupling: Coupling, limit: float, *, feeds: list[Feeds] | None = None, sizes: dict[str, int] | None = None, seed: int = 0,
-    criterion: str = "l2", aggregate: str = "mean", scope: str = "auto", align: int = 1, keep: Sequence[str] = (),
-) -> tuple[Plan, dict[str, Any]]:  # fmt: skip
-    """Remove as much as keeps the drift at or below `limit`: bisection over the share of offers taken.
+    model: Model,
+    coupling: Coupling,
+    limit: float,
+    *,
+    feeds: list[Feeds] | None = None,
+    sizes: dict[str, int] | None = None,
+    seed: int = 0,
+    repair: bool = True,
+    criterion: str | None = None,
+    aggregate: str = "mean",
+    scope: str = "auto",
+    align: int = 1,
+    keep: Sequence[str] = (),
+) -> tuple[Plan, dict[str, Any]]:
+    """Remove as much as keeps the drift at or below `limit`, by bisection.
 
+    With calibration inputs the knob is the share of multiply-accumulates kept, readers are mended, and the drift is
+    that on the inputs held back; without any it is the share of offers taken, and the drift on random inputs.
     Raises `CheckFailed` where no input can be found on which the network runs."""
-    from spa.pruning import apply
+    from spa.pruning import CalibratedPlanner, finish
 
-    scores = magnitude(coupling, criterion, aggregate)
-    spared = matcher(keep, coupling)
-    free = [g for g in coupling.groups if not spared(g)]
-    sequence = allocate.offers(free, scores, "local" if scope == "auto" else scope, align)
     dense = Session(model)
-    sets = feeds_for(dense, model, SAMPLES, seed, feeds, sizes)
+    if feeds and criterion in (None, "obs"):
+        planner = CalibratedPlanner(model, coupling, feeds, sizes=sizes, align=align, keep=keep)
+        sets = feeds[HELD - 1 :: HELD] or feeds
+
+        def plan_at(level: int) -> Plan:
+            return planner.plan("macs", 1 - level / (LEVELS + 1)) if level else from_masks(coupling, {})
+
+    else:
+        scores = magnitude(coupling, criterion or "l2", aggregate)
+        spared = matcher(keep, coupling)
+        free = [g for g in coupling.groups if not spared(g)]
+        sequence = allocate.offers(free, scores, "local" if scope == "auto" else scope, align)
+        sets = feeds_for(dense, model, SAMPLES, seed, feeds, sizes)
+
+        def plan_at(level: int) -> Plan:
+            taken = sequence[: round(len(sequence) * level / LEVELS)]
+            return from_masks(coupling, allocate.chosen(coupling, taken), scores)
+
     reference = [dense.run(f) for f in sets]
     measured: dict[int, float] = {0: 0.0}
-
-    def plan_at(level: int) -> Plan:
-        return from_masks(
-            coupling, allocate.chosen(coupling, sequence[: round(len(sequence) * level / LEVELS)]), scores
-        )
+    plans: dict[int, Plan] = {}
 
     def fits(level: int) -> bool:
-        if level not in measured:
-            try:
-                session = Session(apply(model, plan_at(level), sizes=sizes).model)
-                measured[level] = drift(reference, [session.run(f) for f in sets])
-            except CheckFailed:
-                measured[level] = float("inf")
+        try:
+            plans[level] = plan_at(level)
+            calib = feeds if repair else None
+            session = Session(finish(model, plans[level], calib=calib, check=False, sizes=sizes).model)
+            measured[level] = drift(reference, [session.run(f) for f in sets])
+        except CheckFailed:
+            measured[level] = float("inf")
         return measured[level] <= limit
 
     low, high = 0, LEVELS + 1  # the largest level that fits lies in [low, high)
@@ -78,11 +102,5 @@ def plan_by_drift(
             low = middle
         else:
             high = middle
-    facts = {
-        "limit": limit,
-        "value": measured[low],
-        "inputs": len(sets),
-        "data": "given" if feeds else "random",
-        "share_of_offers": low / LEVELS,
-    }
-    return plan_at(low), facts
+    facts = {"limit": limit, "value": measured[low], "inputs": len(sets), "data": "given" if feeds else "random"}
+    return plans[low] if low else plan_at(0), facts

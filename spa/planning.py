@@ -132,6 +132,34 @@ def gone_from(coupling: Coupling, removed: Removed) -> dict[int, Mask]:
     return gone
 
 
+def channels(coupling: Coupling, gone: dict[int, Mask]) -> Chosen:
+    """Per group: the channels all of whose indices are gone, on every dim that `gone` speaks of (at least one)."""
+    found: Chosen = {}
+    for group in coupling.groups:
+        lost, spoken = np.ones(group.size, bool), np.zeros(group.size, bool)
+        for dim, labels in group.labels.items():
+            if dim in gone:
+                here = labels >= 0
+                spoken[labels[here]] = True
+                lost[np.unique(labels[here & ~gone[dim]])] = False
+        if (lost & spoken).any():
+            found[group.id] = lost & spoken
+    return found
+
+
+def transfer(source: Coupling, gone: dict[int, Mask], target: Coupling) -> dict[int, Mask]:
+    """What is gone from one network, in terms of another whose values bear the same names (before and after folding)."""
+    names: dict[tuple[str | None, int | None], int] = {
+        (v.name, a): d for (v, a), d in source.dims.of.items() if isinstance(v, ir.Value) and v.name
+    }
+    seen: dict[int, Mask] = {}
+    for (value, axis), dim in target.dims.of.items():
+        twin = names.get((value.name, axis)) if isinstance(value, ir.Value) else None
+        if twin is not None and dim not in seen and source.dims.size[twin] == target.dims.size[dim]:
+            seen[dim] = gone.get(twin, np.zeros(target.dims.size[dim], bool))
+    return target.removal(channels(target, seen))
+
+
 def matcher(patterns: Sequence[str], coupling: Coupling) -> Callable[[Group], bool]:
     """Does any pattern (glob) name the group, one of its weights or values, or a node that touches it?"""
     if not patterns:
@@ -163,14 +191,16 @@ def plan(
     macs: float | None = None,
     params: float | None = None,
     size: int | None = None,
-    criterion: str = "l2",
+    criterion: str | None = None,
     aggregate: str = "mean",
     scope: str = "auto",
     align: int = 1,
     keep: Sequence[str] = (),
+    calib: Any = None,
 ) -> Plan:
     """Decide which channels go. Exactly one of the budgets: `ratio` of every group's channels to remove; share of `macs`
-    or `params` to keep; `size` in bytes of the written model. See `spa.allocate` for `scope` and `align`."""
+    or `params` to keep; `size` in bytes of the written model. See `spa.allocate` for `scope` and `align`. With calibration
+    inputs (`spa.calibrate.load`) the criterion is "obs", without them "l2"."""
     from spa import allocate
     from spa.cost import Budget
     from spa.coupling import analyze
@@ -183,21 +213,27 @@ def plan(
             hint="one of ratio, macs, params, size",
         )
     coupling = groups or analyze(model)
+    kind, amount = next(iter(given.items()))
+    if not 0 <= amount < 1 if kind == "ratio" else kind != "size" and not 0 < amount <= 1:
+        raise UsageError(f"{kind} {amount} is not a share between 0 and 1")
+    if calib is not None and criterion in (None, "obs") and scope != "global":
+        from spa.pruning import CalibratedPlanner
+
+        planner = CalibratedPlanner(model, coupling, calib, align=align, keep=keep)
+        return planner.plan(kind, max(0.0, amount - _overhead(model)) if kind == "size" else amount)
+    if criterion == "obs":
+        raise UsageError("the criterion obs needs calibration inputs", hint="calib=..., on the command line --calib")
+    criterion = criterion or "l2"
     scope = ("local" if ratio is not None else "global") if scope == "auto" else scope
     spared = matcher(keep, coupling)
     free = [g for g in coupling.groups if not spared(g)]
     scores = magnitude(coupling, criterion, aggregate)
     sequence = allocate.offers(free, scores, scope, align)
-    kind, amount = next(iter(given.items()))
     if kind == "ratio":
-        if not 0 <= amount < 1:
-            raise UsageError(f"ratio {amount} is not a share between 0 and 1")
         taken = allocate.by_ratio(free, sequence, amount, scope)
     elif kind == "size":
         taken = allocate.by_cost(coupling, sequence, "bytes", amount, overhead=_overhead(model))
     else:
-        if not 0 < amount <= 1:
-            raise UsageError(f"{kind} {amount} is not a share between 0 and 1")
         taken = allocate.by_cost(coupling, sequence, kind, amount * Budget(coupling).of(kind, {}))
     return from_masks(coupling, allocate.chosen(coupling, taken), scores)
 

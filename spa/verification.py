@@ -133,6 +133,7 @@ class Session:
             options = ort.SessionOptions()
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 4
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             self.session: ort.InferenceSession = ort.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )

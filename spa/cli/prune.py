@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     "--max-drift", type=float, help="Remove as much as keeps the outputs' drift under this (the default, 0.05)."
 )
 @click.option(
-    "--criterion", type=click.Choice(["l1", "l2"]), default="l2", show_default=True, help="What makes a channel matter."
+    "--criterion",
+    type=click.Choice(["l1", "l2", "obs"]),
+    help="What makes a channel matter [default: obs with --calib, l2 without].",
 )
 @click.option(
     "--aggregate",
@@ -54,8 +56,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Same share everywhere, or the lowest scores of all.",
 )
-@click.option("--calib", help="Calibration inputs: FILE.npz, or 'synthetic'.")
-@click.option("--no-compensate", is_flag=True, help="Do not repair what was removed in the consumers.")
+@click.option(
+    "--calib",
+    help="Calibration inputs to choose by and to repair with: FILE.npz or .npy, samples along the first axis; or synthetic.",
+)
+@click.option("--no-compensate", is_flag=True, help="With --calib: do not repair the readers of what is removed.")
 @click.option(
     "--align",
     type=click.IntRange(1),
@@ -101,7 +106,8 @@ def prune(model: Path, **options: Any) -> None:
             check_targets(targets)
         sizes = sizes_of(network, parse_shapes(options["shapes"]))
         stage("analysing")
-        decided, coupling, facts = decide(network, sizes, options, stage)
+        calib = calibration(network, sizes, options)
+        decided, coupling, facts = decide(network, sizes, options, calib, stage)
         before = cost_of(network, sizes)
         stage("pruning and verifying" if not options["no_verify"] else "pruning")
         from spa.inputs import load as load_inputs
@@ -110,6 +116,7 @@ def prune(model: Path, **options: Any) -> None:
         result = finish(
             network,
             decided,
+            calib=None if options["no_compensate"] else calib,
             check=not options["no_verify"],
             seed=options["seed"],
             inputs=given,
@@ -161,8 +168,16 @@ def check_targets(targets: tuple[str, ...]) -> None:
         resolve(name)
 
 
+def calibration(network: Model, sizes: dict[str, int], options: dict[str, Any]) -> list[Any] | None:
+    if not options["calib"]:
+        return None
+    from spa.calibrate import load
+
+    return load(options["calib"], network, sizes=sizes, seed=options["seed"])
+
+
 def decide(
-    network: Model, sizes: dict[str, int], options: dict[str, Any], stage: Any
+    network: Model, sizes: dict[str, int], options: dict[str, Any], calib: list[Any] | None, stage: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The plan: replayed, by budget, or by drift."""
     from spa.coupling import analyze
@@ -182,21 +197,19 @@ def decide(
     stage("planning")
     if not budget or "max_drift" in budget:
         from spa.drift import MAX_DRIFT, plan_by_drift
-        from spa.inputs import load as load_inputs
 
-        calib = options["calib"]
-        feeds = load_inputs(calib, network) if calib and calib != "synthetic" else None
         decided, drift = plan_by_drift(
             network,
             coupling,
             budget.get("max_drift", MAX_DRIFT),
-            feeds=feeds,
+            feeds=calib,
             sizes=sizes,
             seed=options["seed"],
+            repair=not options["no_compensate"],
             **choice,
         )
         return decided, coupling, {"drift": drift}
-    return plan(network, coupling, **budget, **choice), coupling, {}
+    return plan(network, coupling, calib=calib, **budget, **choice), coupling, {}
 
 
 # vector widths in float32 lanes: multiples leave no remainder loop in the kernels

@@ -44,7 +44,7 @@ class Reason:
         return f"{self.text} (node '{self.node}', {self.op})" if self.op else self.text
 
 
-@dataclass
+@dataclass(eq=False)
 class Op:
     """One node as rules see it: operands by position, attributes with defaults, concrete shapes, known contents."""
 

@@ -68,7 +68,9 @@ def give_copies(value: ir.Value) -> None:
         if not isinstance(graph, ir.Graph):
             continue
         name = f"{value.name}/spa.copy{i}"
-        copy = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        copy = ir.Value(
+            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         copy.meta[COPY] = value
         graph.register_initializer(copy)
         node.replace_input_with(position, copy)
@@ -82,4 +84,3 @@ def give_back(model: ir.Model) -> None:
             if isinstance(original, ir.Value) and (t := tensor_of(original)) is not None and value.const_value is t:
                 value.replace_all_uses_with(original)
                 del graph.initializers[name]
-

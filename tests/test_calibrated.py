@@ -1,0 +1,192 @@
+"""Calibration, Optimal Brain Surgeon, repair and the knapsack, each against what it must agree with."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masked import onnxruntime
+from onnx_text import parse
+
+import spa
+from spa.calibrate import Walk, load, measure, readers, split_batches
+from spa.errors import UsageError
+from spa.importance.obs import Task, damped, eliminate
+from spa.model import Model
+from spa.passes.compensate import ensure_biases, mend, solve
+from spa.sensitivity import knapsack
+
+
+def conv_net(rng: np.random.Generator, kernel: int, stride: int, pad: int, groups: int, dilation: int = 1) -> Model:
+    text = f"""agraph (float[N,3,9,9] x) => (float[N,6,H,W] y) {{
+      a = Conv(x, w0, b0)
+      r = Relu(a)
+      y = Conv<strides=[{stride},{stride}], pads=[{pad},{pad},{pad},{pad}], group={groups},
+               dilations=[{dilation},{dilation}]>(r, w1, b1)
+    }}"""
+    shapes = {"w0": (8, 3, 1, 1), "b0": (8,), "w1": (6, 8 // groups, kernel, kernel), "b1": (6,)}
+    return parse(text, {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()})
+
+
+@settings(max_examples=25)
+@given(
+    kernel=st.sampled_from([1, 2, 3]),
+    stride=st.sampled_from([1, 2]),
+    pad=st.integers(0, 2),
+    groups=st.sampled_from([1, 2]),
+    dilation=st.sampled_from([1, 2]),
+    seed=st.integers(0, 9),
+)
+def test_unfolded_inputs_times_the_weight_are_the_convolution(
+    kernel: int, stride: int, pad: int, groups: int, dilation: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    model = conv_net(rng, kernel, stride, pad, groups, dilation)
+    reader = readers(spa.analyze(model))[0]
+    proto = model.to_proto()
+    x = rng.standard_normal((2, 3, 9, 9)).astype(np.float32)
+    walk = Walk(model, [{"x": x}])
+    walk.advance("y")
+    rows = reader.unfold(walk.live[0]["r"], rng, 10**6)
+    weight = reader.matrix(walk.constant("w1"))
+    y = np.concatenate([r @ w.T for r, w in zip(rows, weight, strict=True)], axis=1) + walk.constant("b1")
+    expected = onnxruntime(proto, {"x": x})[0]
+    np.testing.assert_allclose(y, expected.transpose(0, 2, 3, 1).reshape(-1, 6), rtol=1e-4, atol=1e-4)
+
+
+def test_a_walk_in_pieces_is_the_network_and_weights_may_change_on_the_way() -> None:
+    rng = np.random.default_rng(0)
+    model = conv_net(rng, 3, 1, 1, 1)
+    feeds = [{"x": rng.standard_normal((2, 3, 9, 9)).astype(np.float32)} for _ in range(3)]
+    walk = Walk(model, feeds)
+    walk.advance("r")
+    walk.advance("y")
+    walk.replace("w1", 2 * walk.constant("w1"))
+    walk.replace("b1", 2 * walk.constant("b1"))
+    walk.advance()
+    for feed, values in zip(feeds, walk.live, strict=True):
+        np.testing.assert_allclose(values["y"], 2 * onnxruntime(model.to_proto(), feed)[0], rtol=1e-4, atol=1e-5)
+        assert set(values) == {"y"}  # nothing else is kept
+
+
+def test_moments_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(1)
+    text = "agraph (float[N,5] x) => (float[N,3] y) { a = Gemm(x, w0) r = Relu(a) y = Gemm(r, w1) }"
+    model = parse(text, {"w0": rng.standard_normal((5, 7)).astype(np.float32), "w1": np.ones((7, 3), np.float32)})
+    x = rng.standard_normal((64, 5)).astype(np.float32)
+    walk = Walk(model, split_batches({"x": x}, model, 8))
+    walk.advance("y")
+    moments = measure(readers(spa.analyze(model))[0], walk.live)
+    r = np.maximum(x @ walk.constant("w0"), 0).astype(np.float64)
+    np.testing.assert_allclose(moments.mean(0), r.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(moments.covariance(0), np.cov(r.T, bias=True), rtol=1e-3, atol=1e-4)
+
+
+def correlated(rng: np.random.Generator, n: int, rows: int = 400) -> np.ndarray:
+    return rng.standard_normal((rows, n)) @ rng.standard_normal((n, n)) + rng.standard_normal(n)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_first_channel_to_go_is_the_cheapest_and_the_error_is_that_of_least_squares(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = correlated(rng, 6)
+    w, c = rng.standard_normal((4, 6)), damped(np.cov(x.T, bias=True), 0.0)
+    order = eliminate([Task(w, c, np.arange(6))], 6, damping=0.0)
+
+    def cost(lost: tuple[int, ...]) -> float:
+        """Of the output after refitting the rest, by numpy's lstsq on the rows themselves."""
+        kept = [i for i in range(6) if i not in lost]
+        centred = x - x.mean(0)
+        fit = np.linalg.lstsq(centred[:, kept], centred @ w.T, rcond=None)[0]
+        return float(((centred[:, kept] @ fit - centred @ w.T) ** 2).mean(0).sum())
+
+    assert order.channels[0] == min(range(6), key=lambda i: cost((i,)))
+    energy = float(np.einsum("of,fg,og->", w, c, w))
+    for k in (1, 2, 3):
+        assert order.errors[k - 1] * energy == pytest.approx(cost(tuple(order.channels[:k])), rel=1e-3)
+
+
+def test_of_two_equal_channels_only_one_is_cheap() -> None:
+    rng = np.random.default_rng(0)
+    x = correlated(rng, 5)
+    x[:, 4] = x[:, 3]
+    w = 5 * rng.standard_normal((3, 5))
+    order = eliminate([Task(w, np.cov(x.T, bias=True), np.arange(5))], 5)
+    assert order.channels[0] in (3, 4) and order.channels[1] not in (3, 4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_repair_is_never_worse_than_none_on_held_back_inputs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    model = ensure_biases(conv_net(rng, 3, 1, 1, 1 + seed % 2))
+    walk = Walk(model, [{"x": rng.standard_normal((4, 3, 9, 9)).astype(np.float32)} for _ in range(8)])
+    walk.advance("y")
+    reader = readers(spa.analyze(model))[0]
+    moments = measure(reader, walk.live)
+    lost = np.repeat(rng.random(reader.features // reader.taps) < 0.5, reader.taps)
+    lost[-reader.taps :] = False
+    repair, new, _ = mend(reader, moments, walk.constant("w1"), lost, fit_bias=True)
+    assert repair.after <= repair.before
+    assert not reader.matrix(new)[:, :, lost].any()
+
+
+def test_solve_is_the_least_squares_solution() -> None:
+    rng = np.random.default_rng(3)
+    x = correlated(rng, 8)
+    x -= x.mean(0)
+    w, lost = rng.standard_normal((3, 8)), np.arange(8) < 3
+    new = solve(w, x.T @ x / len(x), lost, 0.0)
+    expected = np.linalg.lstsq(x[:, ~lost], x @ w.T, rcond=None)[0].T
+    np.testing.assert_allclose(new[:, ~lost], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_knapsack_is_the_best_of_all_choices(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    errors = [np.sort(rng.random(4)).tolist() for _ in range(4)]
+    costs = [np.sort(rng.random(4))[::-1].tolist() for _ in range(4)]
+    room = float(rng.uniform(1.0, 2.5))
+    choices = [c for c in itertools.product(range(4), repeat=4) if sum(costs[i][k] for i, k in enumerate(c)) <= room]
+    found = knapsack(errors, costs, room)
+    if not choices:
+        assert found is None
+        return
+    best = min(sum(errors[i][k] for i, k in enumerate(c)) for c in choices)
+    assert found is not None
+    assert sum(errors[i][k] for i, k in enumerate(found)) == pytest.approx(best, abs=1e-6)
+    assert sum(costs[i][k] for i, k in enumerate(found)) <= room + 1e-6
+
+
+def accuracy(model: Model, x: np.ndarray, y: np.ndarray) -> float:
+    return float((onnxruntime(model.to_proto(), {"x": x})[0].argmax(1) == y).mean())
+
+
+def test_calibrated_pruning_keeps_what_magnitude_loses(models) -> None:  # type: ignore[no-untyped-def]
+    model = spa.load(models / "digits.onnx")
+    data = np.load(models / "digits.npz")
+    calib = {"x": data["calib_x"]}
+    plain = spa.prune(model, macs=0.4)
+    whole = spa.prune(model, macs=0.4, calib=calib)
+    unmended = spa.prune(model, macs=0.4, calib=calib, compensate=False)
+    results = {"plain": plain, "whole": whole, "unmended": unmended}
+    score = {name: accuracy(r.model, data["test_x"], data["test_y"]) for name, r in results.items()}
+    assert score["whole"] > 0.97 > score["plain"]
+    assert score["whole"] >= score["unmended"]
+    assert whole.facts["verified"]["ok"] and whole.plan is not None and "compensate" in whole.plan.pipeline
+    again = spa.prune(model, macs=0.4, calib=calib)
+    assert again.model.to_proto().SerializeToString(deterministic=True) == whole.model.to_proto().SerializeToString(
+        deterministic=True
+    )
+
+
+def test_calibration_inputs_are_checked(models, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model = spa.load(models / "digits.onnx")
+    with pytest.raises(UsageError, match="no calibration array"):
+        load({"z": np.zeros((4, 1, 8, 8), np.float32)}, model)
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="cannot read"):
+        load(tmp_path / "bad.npz", model)
+    assert sum(len(f["x"]) for f in load("synthetic", model)) >= 64
