@@ -213,16 +213,12 @@ def state(op: Op, axes: Axes) -> None:
 
 
 def parameter_slots(axes: Axes, dims: Dims, constants: dict[ir.Value, str]) -> dict[int, list[tuple[ir.Value, int]]]:
+    """dim -> the axes of weights that it stands for; taps of windows are no channels, whatever leads to them."""
     found: dict[int, list[tuple[ir.Value, int]]] = {}
+    taps = {dims.of[slot] for slot in axes.kernel if slot in dims.of}
     for dim, slots in enumerate(dims.slots):
-        for value, axis in slots:
-            if (
-                isinstance(value, ir.Value)
-                and axis is not None
-                and value in constants
-                and (value, axis) not in axes.kernel
-                and is_weight(value)
-            ):
+        for value, axis in slots if dim not in taps else ():
+            if isinstance(value, ir.Value) and axis is not None and value in constants and is_weight(value):
                 found.setdefault(dim, []).append((value, axis))
     return found
 
