@@ -72,16 +72,18 @@ TAILS = ("weight", "sum", "mean", "square")
 
 
 def head(
-    shape: Sequence[int], axis: int, bias: bool, rng: np.random.Generator
+    shape: Sequence[int], axis: int, nonzero: bool, rng: np.random.Generator
 ) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
-    """`a` of a shape whose `axis` is the output of weight `w0`: a product along the last axis, then a Transpose."""
+    """`a` of a shape whose `axis` is the output of weight `w0`: a product along the last axis, then a Transpose.
+
+    `nonzero`: with a bias and a sigmoid, so that masking leaves 0.5 and not 0."""
     shape = [*shape]
     rank, n = len(shape), shape[axis]
     constants = {"w0": values(rng, 3, n)}
     nodes = [node("MatMul", "x w0", "head_product")]
-    if bias:
+    if nonzero:
         constants["b0"] = values(rng, n)
-        nodes.append(node("Add", "head_product b0", "head_sum"))
+        nodes += [node("Add", "head_product b0", "head_sum"), node("Sigmoid", "head_sum", "head_squashed")]
     order = [i for i in range(rank) if i != axis]
     nodes.append(
         node(
@@ -118,7 +120,7 @@ def sandwich(
     out_axis: int | None = None,
     *,
     kind: str = "weight",
-    bias: bool = True,
+    nonzero: bool = True,
     seed: int = 0,
     constants: Mapping[str, Array] | None = None,
     opset: int = 23,
@@ -128,7 +130,7 @@ def sandwich(
     """x -> w0 -> a (of `shape`, w0's channels along `axis`) -> middle -> z -> tail -> y."""
     rng = np.random.default_rng(seed)
     out_shape, out_axis = out_shape or shape, axis if out_axis is None else out_axis
-    first, w0 = head(shape, axis, bias, rng)
+    first, w0 = head(shape, axis, nonzero, rng)
     last, w1 = tail("z", out_shape, out_axis, kind, rng, opset)
     given = {"x": [n for i, n in enumerate(shape) if i != axis] + [3]} | dict(inputs or {})
     return few_ops.network(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandwich import TAILS, check, node, sandwich, values
 
-few = settings(max_examples=30)
+few = settings(max_examples=50)
 SEEDS = st.integers(0, 999)
 TAIL = st.sampled_from(TAILS)
 

@@ -7,53 +7,44 @@ import pytest
 from few_ops import network
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sandwich import check, node, values
+from sandwich import TAILS, check, node, sandwich, values
 
 from spa.coupling.rules.einsum import terms
 
 SIZES = dict(zip("abcdef", (2, 3, 4, 5, 6, 3), strict=True))
+TAIL = st.sampled_from(TAILS)
 TERM = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=3, unique=True).map("".join)
 
 
-@settings(max_examples=60)
+@settings(max_examples=120)
 @given(
-    left=TERM,
-    right=TERM,
-    third=st.none() | TERM,
-    order=st.randoms(use_true_random=False),
-    implicit=st.booleans(),
-    squash=st.booleans(),
-    seed=st.integers(0, 999),
-)
+    left=TERM, right=TERM, third=st.none() | TERM, kept=st.sets(st.sampled_from("abcdef")), order=st.permutations("abcdef"), implicit=st.booleans(),
+    channel=st.integers(0, 2), read=st.integers(0, 2), nonzero=st.booleans(), live=st.booleans(), tail=TAIL, seed=st.integers(0, 999),
+)  # fmt: skip
 def test_any_equation(
-    left: str, right: str, third: str | None, order: object, implicit: bool, squash: bool, seed: int
-) -> None:
-    """x goes through a weight whose columns are the last letter of the first operand; so does the output."""
-    inputs = [left, right, *([third] if third else [])]
-    letters = sorted(set("".join(inputs)))
-    out = (
-        [c for c in letters if "".join(inputs).count(c) == 1]
-        if implicit
-        else [c for c in letters if order.random() < 0.6]
-    )  # type: ignore[attr-defined]
+    left: str, right: str, third: str | None, kept: set[str], order: list[str], implicit: bool, channel: int, read: int, nonzero: bool, live: bool,
+    tail: str, seed: int,
+) -> None:  # fmt: skip
+    """Any letter of the first operand carries the channels; `live`: no other operand is zero where it is masked."""
+    terms_ = [left, right, *([third] if third else [])]
+    text = "".join(terms_)
+    once = sorted(c for c in set(text) if text.count(c) == 1)
+    out = once if implicit else [c for c in order if c in text and c in kept]
     assume(out)
-    if not implicit:
-        order.shuffle(out)  # type: ignore[attr-defined]
     rng = np.random.default_rng(seed)
-    constants = {"w0": values(rng, 3, SIZES[left[-1]]), "w1": values(rng, SIZES[out[-1]], 2)}
-    constants |= {f"c{k}": values(rng, *(SIZES[c] for c in term)) for k, term in enumerate(inputs[1:])}
-    equation = ",".join(inputs) + ("" if implicit else "->" + "".join(out))
-    operands = " ".join(["r" if squash else "a", *(f"c{k}" for k in range(len(inputs) - 1))])
-    nodes = [
-        node("MatMul", "x w0", "a"),
-        *([node("Sigmoid", "a", "r")] if squash else []),
-        node("Einsum", operands, "z", equation=equation),
-        node("MatMul", "z w1", "y"),
-    ]
-    model = network(nodes, {"x": [*(SIZES[c] for c in left[:-1]), 3]}, ["y"], constants)
-    letter = left[-1]
-    forgotten = letter not in out and (not squash or "".join(inputs).count(letter) > 1)
-    check(model, seed, cuts="w0:1" if forgotten or letter == out[-1] else "")
+    constants = {f"c{k}": values(rng, *(SIZES[c] for c in term)) for k, term in enumerate(terms_[1:])}
+    names = [f"l{k}" if live else f"c{k}" for k in range(len(constants))]
+    nodes = [node("Sigmoid", f"c{k}", f"l{k}") for k in range(len(constants))] if live else []
+    equation = ",".join(terms_) + ("" if implicit else "->" + "".join(out))
+    nodes.append(node("Einsum", " ".join(["a", *names]), "z", equation=equation))
+    letter = left[channel % len(left)]
+    place = out.index(letter) if letter in out else read % len(out)
+    shape, result = ([SIZES[c] for c in t] for t in (left, out))
+    model = sandwich(
+        nodes, shape, left.index(letter), result, place, kind=tail, nonzero=nonzero, seed=seed, constants=constants
+    )
+    forgotten = not nonzero or (text.count(letter) > 1 and not live)
+    check(model, seed, cuts="w0:1" if (letter in out and tail == "weight") or (letter not in out and forgotten) else "")
 
 
 @settings(max_examples=30)

@@ -26,7 +26,7 @@ DOMAIN = {
     "Log": "Exp",
     "Reciprocal": "Exp",
 }
-few = settings(max_examples=20)
+few = settings(max_examples=50)
 SHAPES = st.sampled_from([((2, 6), 1), ((2, 6, 3), 1), ((2, 3, 6), 2), ((1, 4, 3, 3), 1), ((6, 2), 0)])
 SEEDS = st.integers(0, 999)
 
@@ -36,14 +36,14 @@ SEEDS = st.integers(0, 999)
     op=st.sampled_from([*FLOAT_ONLY, *DOMAIN]),
     shape=SHAPES,
     tail=st.sampled_from(TAILS),
-    bias=st.booleans(),
+    nonzero=st.booleans(),
     seed=SEEDS,
 )
-def test_one_operand(op: str, shape: tuple[tuple[int, ...], int], tail: str, bias: bool, seed: int) -> None:
+def test_one_operand(op: str, shape: tuple[tuple[int, ...], int], tail: str, nonzero: bool, seed: int) -> None:
     before = [node(DOMAIN[op], "a", "d")] if op in DOMAIN else []
     opset = 23 if op not in ("Swish",) else 24
     model = sandwich(
-        [*before, node(op, "d" if before else "a", "z")], *shape, kind=tail, bias=bias, seed=seed, opset=opset
+        [*before, node(op, "d" if before else "a", "z")], *shape, kind=tail, nonzero=nonzero, seed=seed, opset=opset
     )
     check(model, seed, cuts="w0:1" if tail == "weight" and op not in ("Log", "Reciprocal") else "", atol=1e-4)
 
@@ -75,9 +75,9 @@ def test_attributes_decide_about_zero(op: str, low: float, high: float, tail: st
 @given(
     op=st.sampled_from(["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Mod", "Where", "SwiGLU"]),
     form=st.sampled_from(["channel", "scalar", "whole", "position", "self"]), swap=st.booleans(), positive=st.booleans(),
-    bias=st.booleans(), tail=st.sampled_from(TAILS), seed=SEEDS,
+    nonzero=st.booleans(), tail=st.sampled_from(TAILS), seed=SEEDS,
 )  # fmt: skip
-def test_two_operands(op: str, form: str, swap: bool, positive: bool, bias: bool, tail: str, seed: int) -> None:
+def test_two_operands(op: str, form: str, swap: bool, positive: bool, nonzero: bool, tail: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = {"channel": (6, 1), "scalar": (), "whole": (2, 6, 3), "position": (3,), "self": (1,)}[form]
     c = values(rng, *shape) if op != "Pow" else np.asarray(rng.integers(1, 4, shape), np.float32)
@@ -91,7 +91,14 @@ def test_two_operands(op: str, form: str, swap: bool, positive: bool, bias: bool
     middle = node(op, f"flag {operands}" if op == "Where" else operands, "z", **options)
     used = {k: v for k, v in constants.items() if k in middle.input}
     model = sandwich(
-        [middle], (2, 6, 3), 1, kind=tail, bias=bias, seed=seed, constants=used, opset=28 if op == "SwiGLU" else 13
+        [middle],
+        (2, 6, 3),
+        1,
+        kind=tail,
+        nonzero=nonzero,
+        seed=seed,
+        constants=used,
+        opset=28 if op == "SwiGLU" else 13,
     )
     if op == "SwiGLU":
         from sandwich import reference
@@ -168,4 +175,4 @@ def test_casts(op: str) -> None:
     constants = {"c": np.zeros(1, np.float64)} if op == "CastLike" else {}
     nodes = [middle, node("Cast", "d", "z", to=onnx.TensorProto.FLOAT)]
     for kind in TAILS:
-        check(sandwich(nodes, (2, 6), 1, kind=kind, bias=False, constants=constants), cuts="w0:1")
+        check(sandwich(nodes, (2, 6), 1, kind=kind, nonzero=False, constants=constants), cuts="w0:1")

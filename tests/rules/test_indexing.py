@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandwich import TAILS, check, node, sandwich, values
 
-few = settings(max_examples=40)
+few = settings(max_examples=50)
 SEEDS = st.integers(0, 999)
 TAIL = st.sampled_from(TAILS)
 SHAPE = (4, 6, 5)
@@ -22,10 +22,10 @@ SHAPE = (4, 6, 5)
     squash=st.booleans(),
     constant=st.booleans(),
     tail=TAIL,
-    bias=st.booleans(),
+    nonzero=st.booleans(),
     seed=SEEDS,
 )
-def test_concat(axis: int, channel: int, squash: bool, constant: bool, tail: str, bias: bool, seed: int) -> None:
+def test_concat(axis: int, channel: int, squash: bool, constant: bool, tail: str, nonzero: bool, seed: int) -> None:
     """A tensor beside a function of itself, or beside a constant."""
     rng = np.random.default_rng(seed)
     other = [3 if i == axis % 3 else n for i, n in enumerate(SHAPE)]
@@ -34,7 +34,7 @@ def test_concat(axis: int, channel: int, squash: bool, constant: bool, tail: str
     out = [2 * n + 3 * constant if i == axis % 3 else n for i, n in enumerate(SHAPE)]
     constants = {"c": values(rng, *other)} if constant else {}
     check(
-        sandwich(nodes, SHAPE, channel, out, channel, kind=tail, bias=bias, seed=seed, constants=constants),
+        sandwich(nodes, SHAPE, channel, out, channel, kind=tail, nonzero=nonzero, seed=seed, constants=constants),
         seed,
         cuts="w0:1" if tail == "weight" else "",
     )
@@ -43,10 +43,10 @@ def test_concat(axis: int, channel: int, squash: bool, constant: bool, tail: str
 @few
 @given(
     axis=st.integers(-3, 2), parts=st.sampled_from([(1, 3, 2), (2, 2, 2), (4, 2), None]), opset=st.sampled_from([11, 13, 18]), channel=st.integers(0, 2),
-    join=st.sampled_from(["Add", "Concat", "first"]), tail=TAIL, bias=st.booleans(), seed=SEEDS,
+    join=st.sampled_from(["Add", "Concat", "first"]), tail=TAIL, nonzero=st.booleans(), seed=SEEDS,
 )  # fmt: skip
 def test_split(
-    axis: int, parts: tuple[int, ...] | None, opset: int, channel: int, join: str, tail: str, bias: bool, seed: int
+    axis: int, parts: tuple[int, ...] | None, opset: int, channel: int, join: str, tail: str, nonzero: bool, seed: int
 ) -> None:
     """Parts of given or equal sizes, added, joined in another order, or left unread."""
     shape = tuple(6 if i == axis % 3 else n for i, n in enumerate((4, 3, 5)))
@@ -72,7 +72,16 @@ def test_split(
     wide = {"Add": sizes[0], "Concat": 6, "first": sizes[0]}[join]
     out = [wide if i == axis % 3 else n for i, n in enumerate(shape)]
     model = sandwich(
-        [middle, last], shape, channel, out, channel, kind=tail, bias=bias, seed=seed, constants=constants, opset=opset
+        [middle, last],
+        shape,
+        channel,
+        out,
+        channel,
+        kind=tail,
+        nonzero=nonzero,
+        seed=seed,
+        constants=constants,
+        opset=opset,
     )
     check(model, seed, cuts="w0:1" if tail == "weight" and wide > 1 else "")
 
@@ -80,10 +89,19 @@ def test_split(
 @few
 @given(
     axis=st.integers(0, 2), start=st.integers(-7, 7), end=st.sampled_from([-20, -3, -1, 0, 2, 4, 5, 100, 2**62]), step=st.sampled_from([-2, -1, 1, 2, 3]),
-    old=st.booleans(), named=st.booleans(), channel=st.integers(0, 2), tail=TAIL, bias=st.booleans(), seed=SEEDS,
+    old=st.booleans(), named=st.booleans(), channel=st.integers(0, 2), tail=TAIL, nonzero=st.booleans(), seed=SEEDS,
 )  # fmt: skip
 def test_slice(
-    axis: int, start: int, end: int, step: int, old: bool, named: bool, channel: int, tail: str, bias: bool, seed: int
+    axis: int,
+    start: int,
+    end: int,
+    step: int,
+    old: bool,
+    named: bool,
+    channel: int,
+    tail: str,
+    nonzero: bool,
+    seed: int,
 ) -> None:
     step, start = (1, max(start, -SHAPE[axis])) if old else (step, start)
     n = SHAPE[axis]
@@ -122,7 +140,7 @@ def test_slice(
         out,
         channel,
         kind=tail,
-        bias=bias,
+        nonzero=nonzero,
         seed=seed,
         constants=constants,
         opset=9 if old else 13,
@@ -134,9 +152,11 @@ def test_slice(
 @few
 @given(
     axis=st.integers(-3, 2), rank=st.integers(0, 2), data=st.booleans(), twice=st.booleans(), channel=st.integers(0, 2),
-    tail=TAIL, bias=st.booleans(), seed=SEEDS,
+    tail=TAIL, nonzero=st.booleans(), seed=SEEDS,
 )  # fmt: skip
-def test_gather(axis: int, rank: int, data: bool, twice: bool, channel: int, tail: str, bias: bool, seed: int) -> None:
+def test_gather(
+    axis: int, rank: int, data: bool, twice: bool, channel: int, tail: str, nonzero: bool, seed: int
+) -> None:
     """Permutations, repetitions, negative indices, matrices of indices, a single one, or data."""
     rng = np.random.default_rng(seed)
     n, inner = SHAPE[axis], (3, 2)[:rank]
@@ -158,7 +178,15 @@ def test_gather(axis: int, rank: int, data: bool, twice: bool, channel: int, tai
     if read >= len(out):
         return
     model = sandwich(
-        [node("Gather", "a i", "z", axis=axis)], SHAPE, channel, out, read, kind=tail, bias=bias, seed=seed, **given_
+        [node("Gather", "a i", "z", axis=axis)],
+        SHAPE,
+        channel,
+        out,
+        read,
+        kind=tail,
+        nonzero=nonzero,
+        seed=seed,
+        **given_,
     )
     check(
         model,
@@ -172,7 +200,7 @@ def test_gather(axis: int, rank: int, data: bool, twice: bool, channel: int, tai
 @given(
     begin=st.tuples(*[st.integers(-1, 2)] * 3), end=st.tuples(*[st.integers(-1, 2)] * 3),
     mode=st.sampled_from(["constant", "reflect", "edge"]), fill=st.sampled_from([None, 0.0, 0.7]),
-    opset=st.sampled_from([10, 13, 18]), channel=st.integers(0, 2), tail=TAIL, bias=st.booleans(), seed=SEEDS,
+    opset=st.sampled_from([10, 13, 18]), channel=st.integers(0, 2), tail=TAIL, nonzero=st.booleans(), seed=SEEDS,
 )  # fmt: skip
 def test_pad(
     begin: tuple[int, ...],
@@ -182,7 +210,7 @@ def test_pad(
     opset: int,
     channel: int,
     tail: str,
-    bias: bool,
+    nonzero: bool,
     seed: int,
 ) -> None:
     """Padding of channels, of positions, or both; negative widths crop."""
@@ -201,7 +229,7 @@ def test_pad(
             constants |= {"axes": np.array([1, -1]), "pads": np.array([*begin[1:], *end[1:]])}
             middle = node("Pad", "a pads fill axes" if fill is not None else "a pads _ axes", "z", mode=mode)
     model = sandwich(
-        [middle], SHAPE, channel, out, channel, kind=tail, bias=bias, seed=seed, constants=constants, opset=opset
+        [middle], SHAPE, channel, out, channel, kind=tail, nonzero=nonzero, seed=seed, constants=constants, opset=opset
     )
     plain = begin[channel] == end[channel] == 0
     check(model, seed, cuts="w0:1" if tail == "weight" and plain else "")

@@ -8,19 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandwich import TAILS, check, node, sandwich
 
-few = settings(max_examples=30)
+few = settings(max_examples=50)
 SEEDS = st.integers(0, 999)
 TAIL = st.sampled_from(TAILS)
 
 
 @few
-@given(perm=st.none() | st.permutations(range(4)), channel=st.integers(0, 3), tail=TAIL, bias=st.booleans(), seed=SEEDS)
-def test_transpose(perm: list[int] | None, channel: int, tail: str, bias: bool, seed: int) -> None:
+@given(
+    perm=st.none() | st.permutations(range(4)), channel=st.integers(0, 3), tail=TAIL, nonzero=st.booleans(), seed=SEEDS
+)
+def test_transpose(perm: list[int] | None, channel: int, tail: str, nonzero: bool, seed: int) -> None:
     shape = (2, 3, 4, 5)
     order = perm or [3, 2, 1, 0]
     middle = node("Transpose", "a", "z", **({"perm": perm} if perm else {}))
     model = sandwich(
-        [middle], shape, channel, [shape[i] for i in order], order.index(channel), kind=tail, bias=bias, seed=seed
+        [middle], shape, channel, [shape[i] for i in order], order.index(channel), kind=tail, nonzero=nonzero, seed=seed
     )
     check(model, seed, cuts="w0:1" if tail == "weight" else "")
 
@@ -31,10 +33,10 @@ def test_transpose(perm: list[int] | None, channel: int, tail: str, bias: bool, 
     wide=st.booleans(),
     channel=st.integers(0, 2),
     tail=TAIL,
-    bias=st.booleans(),
+    nonzero=st.booleans(),
     seed=SEEDS,
 )
-def test_expand(target: tuple[int, ...], wide: bool, channel: int, tail: str, bias: bool, seed: int) -> None:
+def test_expand(target: tuple[int, ...], wide: bool, channel: int, tail: str, nonzero: bool, seed: int) -> None:
     """Sizes that name the channel follow; an axis that is repeated is nobody's channel."""
     shape = (2, 6, 1 if target[-1] == 4 or not wide else 3)
     if shape[channel] == 1:
@@ -48,7 +50,7 @@ def test_expand(target: tuple[int, ...], wide: bool, channel: int, tail: str, bi
         out,
         read,
         kind=tail,
-        bias=bias,
+        nonzero=nonzero,
         seed=seed,
         constants={"target": np.array(target)},
     )
@@ -88,7 +90,7 @@ def test_blocks(op: str, block: int, channel: int, squash: bool, tail: str, seed
         else node("DepthToSpace", "r", "z", blocksize=block, mode=op)
     )
     nodes = [node("Sigmoid" if squash else "Relu", "a", "r"), middle]
-    model = sandwich(nodes, shape, channel, out, channel, kind=tail, bias=False, seed=seed)
+    model = sandwich(nodes, shape, channel, out, channel, kind=tail, nonzero=False, seed=seed)
     check(model, seed, cuts="w0:1" if tail == "weight" else "")
 
 
@@ -99,11 +101,11 @@ def test_blocks(op: str, block: int, channel: int, squash: bool, tail: str, seed
     channel=st.integers(0, 2),
     op=st.sampled_from(["Add", "Mul", "Concat"]),
     tail=TAIL,
-    bias=st.booleans(),
+    nonzero=st.booleans(),
     seed=SEEDS,
 )
 def test_a_tensor_as_wide_as_the_channels(
-    fill: float, computed: bool, channel: int, op: str, tail: str, bias: bool, seed: int
+    fill: float, computed: bool, channel: int, op: str, tail: str, nonzero: bool, seed: int
 ) -> None:
     """ConstantOfShape of a shape that names the channels, or is computed from them."""
     shape = (2, 6, 3)
@@ -121,7 +123,7 @@ def test_a_tensor_as_wide_as_the_channels(
         out,
         channel,
         kind=tail,
-        bias=bias,
+        nonzero=nonzero,
         seed=seed,
         constants={} if computed else {"s": np.array(shape)},
     )

@@ -10,7 +10,7 @@ from sandwich import TAILS, check, node, sandwich
 
 import spa
 
-few = settings(max_examples=25)
+few = settings(max_examples=50)
 SEEDS = st.integers(0, 999)
 TAIL = st.sampled_from(TAILS)
 
@@ -18,9 +18,9 @@ TAIL = st.sampled_from(TAILS)
 @few
 @given(
     op=st.sampled_from(["MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"]), rank=st.integers(1, 3),
-    padded=st.booleans(), channel=st.integers(0, 1), tail=TAIL, bias=st.booleans(), seed=SEEDS,
+    padded=st.booleans(), channel=st.integers(0, 1), tail=TAIL, nonzero=st.booleans(), seed=SEEDS,
 )  # fmt: skip
-def test_pool(op: str, rank: int, padded: bool, channel: int, tail: str, bias: bool, seed: int) -> None:
+def test_pool(op: str, rank: int, padded: bool, channel: int, tail: str, nonzero: bool, seed: int) -> None:
     shape = (4, 6, *(4,) * rank)
     windows = not op.startswith("Global")
     options = (
@@ -30,7 +30,7 @@ def test_pool(op: str, rank: int, padded: bool, channel: int, tail: str, bias: b
     )
     out = (4, 6, *((4 if padded else 2) if windows else 1 for _ in range(rank)))
     model = sandwich(
-        [node(op, "a", "z", **options)], shape, channel, out, channel, kind=tail, bias=bias, seed=seed, opset=18
+        [node(op, "a", "z", **options)], shape, channel, out, channel, kind=tail, nonzero=nonzero, seed=seed, opset=18
     )
     check(model, seed, cuts="w0:1" if tail == "weight" else "", atol=1e-4)
 
@@ -38,9 +38,11 @@ def test_pool(op: str, rank: int, padded: bool, channel: int, tail: str, bias: b
 @few
 @given(
     opset=st.sampled_from([9, 10, 11, 13, 18, 19]), by=st.sampled_from(["scales", "sizes"]), mode=st.sampled_from(["nearest", "linear"]),
-    subset=st.booleans(), channel=st.integers(0, 2), tail=TAIL, bias=st.booleans(), seed=SEEDS,
+    subset=st.booleans(), channel=st.integers(0, 2), tail=TAIL, nonzero=st.booleans(), seed=SEEDS,
 )  # fmt: skip
-def test_resize(opset: int, by: str, mode: str, subset: bool, channel: int, tail: str, bias: bool, seed: int) -> None:
+def test_resize(
+    opset: int, by: str, mode: str, subset: bool, channel: int, tail: str, nonzero: bool, seed: int
+) -> None:
     """Sizes name the channels too: they follow."""
     shape, out = (2, 6, 4, 3), (2, 6, 8, 6)
     subset = subset and opset >= 18
@@ -63,7 +65,7 @@ def test_resize(opset: int, by: str, mode: str, subset: bool, channel: int, tail
             {"roi": np.zeros(0, np.float32), "none": np.zeros(0, np.float32)} if opset < 13 else {}
         )
     model = sandwich(
-        [middle], shape, channel, out, channel, kind=tail, bias=bias, seed=seed, constants=constants, opset=opset
+        [middle], shape, channel, out, channel, kind=tail, nonzero=nonzero, seed=seed, constants=constants, opset=opset
     )
     check(
         model,

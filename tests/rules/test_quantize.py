@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandwich import TAILS, check, node, reference, sandwich, values
 
-few = settings(max_examples=30)
+few = settings(max_examples=50)
 SEEDS = st.integers(0, 999)
 TAIL = st.sampled_from(TAILS)
 KIND = st.sampled_from([np.int8, np.uint8])
@@ -63,7 +63,7 @@ def test_activations(
         node("DequantizeLinear", f"t {back}", "z", axis=axis),
     ]
     check(
-        sandwich(nodes, shape, 1, kind=tail, bias=bias, seed=seed, constants=constants),
+        sandwich(nodes, shape, 1, kind=tail, nonzero=bias, seed=seed, constants=constants),
         seed,
         cuts="w0:1" if tail == "weight" else "",
     )
@@ -244,7 +244,7 @@ def test_qlinear_of_two(
         nodes.append(node("QuantizeLinear", "a s1 z1", "o"))
     nodes += [node(op, "p s0 z0 o s1 z1 s2 z2", "r", MICROSOFT), node("DequantizeLinear", "r s2 z2", "z")]
     check(
-        sandwich(nodes, (2, 6, 3), 1, kind=tail, bias=bias, seed=seed, constants=constants),
+        sandwich(nodes, (2, 6, 3), 1, kind=tail, nonzero=bias, seed=seed, constants=constants),
         seed,
         cuts="w0:1" if tail == "weight" else "",
         full_check=False,
@@ -280,7 +280,7 @@ def test_qlinear_of_one(op: str, points: tuple[int, int], last: bool, tail: str,
         node(op, operands, "r", MICROSOFT, **options),
         node("DequantizeLinear", "r s1 z1", "z"),
     ]
-    model = sandwich(nodes, shape, axis, out, axis, kind=tail, bias=bias, seed=seed, constants=constants)
+    model = sandwich(nodes, shape, axis, out, axis, kind=tail, nonzero=bias, seed=seed, constants=constants)
     check(model, seed, cuts="w0:1" if tail == "weight" else "", full_check=False)
 
 

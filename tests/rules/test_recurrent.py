@@ -10,7 +10,7 @@ from sandwich import check, reference, values
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 ACTIVATIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}
-few = settings(max_examples=25)
+few = settings(max_examples=50)
 NAMES = st.sampled_from(["Sigmoid", "Tanh", "Relu", "Softsign", "HardSigmoid", "Softplus", "Elu"])
 
 

@@ -10,7 +10,7 @@ from sandwich import TAILS, check, node, sandwich
 
 from spa.coupling.rules.reduction import OTHERS, SUMS
 
-few = settings(max_examples=25)
+few = settings(max_examples=50)
 SEEDS = st.integers(0, 999)
 TAIL = st.sampled_from(TAILS)
 SHAPE = (4, 5, 6)
@@ -49,7 +49,7 @@ def test_reduce(
         constants["one"] = np.array([1, 1])
         out, where = [1, 1], 0
     model = sandwich(
-        nodes, SHAPE, channel, out, where, kind=tail, bias=False, seed=seed, constants=constants, opset=opset
+        nodes, SHAPE, channel, out, where, kind=tail, nonzero=False, seed=seed, constants=constants, opset=opset
     )
     summed = op in SUMS and not squash
     cuts = "w0:1" if (summed if channel in over else tail == "weight") else ""
@@ -66,11 +66,11 @@ def test_reduce(
     reverse=st.booleans(),
     channel=st.integers(0, 2),
     tail=TAIL,
-    bias=st.booleans(),
+    nonzero=st.booleans(),
     seed=SEEDS,
 )
 def test_along_an_axis(
-    op: str, axis: int, keep: bool, reverse: bool, channel: int, tail: str, bias: bool, seed: int
+    op: str, axis: int, keep: bool, reverse: bool, channel: int, tail: str, nonzero: bool, seed: int
 ) -> None:
     out, constants = [*SHAPE], {}
     if op == "TopK":
@@ -89,7 +89,9 @@ def test_along_an_axis(
     mixed = axis % 3 == channel
     where = 0 if mixed else channel - (len(out) < 3 and channel > axis % 3)
     nodes = [middle, node("Cast", "m", "z", to=onnx.TensorProto.FLOAT)]
-    model = sandwich(nodes, SHAPE, channel, out, where, kind=tail, bias=bias, seed=seed, constants=constants, opset=18)
+    model = sandwich(
+        nodes, SHAPE, channel, out, where, kind=tail, nonzero=nonzero, seed=seed, constants=constants, opset=18
+    )
     check(model, seed, keeps="w0:1" if mixed else "", cuts="w0:1" if tail == "weight" and not mixed else "")
 
 

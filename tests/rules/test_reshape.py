@@ -82,10 +82,10 @@ def test_split_transpose_merge(heads: int, dim: int, places: int, order: list[in
 @settings(max_examples=40)
 @given(
     op=st.sampled_from(["Flatten", "Squeeze", "Unsqueeze"]), axis=st.integers(0, 3), old=st.booleans(), named=st.booleans(), channel=st.integers(0, 1),
-    bias=st.booleans(), tail=TAIL, seed=SEEDS,
+    nonzero=st.booleans(), tail=TAIL, seed=SEEDS,
 )  # fmt: skip
 def test_same_elements_other_axes(
-    op: str, axis: int, old: bool, named: bool, channel: int, bias: bool, tail: str, seed: int
+    op: str, axis: int, old: bool, named: bool, channel: int, nonzero: bool, tail: str, seed: int
 ) -> None:
     opset = 11 if old else 13
     shape: tuple[int, ...] = (2, 6, 3)
@@ -112,7 +112,7 @@ def test_same_elements_other_axes(
         )
         constants = {"axes": np.array(axes)} if given_axes and not old else {}
     model = sandwich(
-        [middle], shape, channel, out, read, kind=tail, bias=bias, seed=seed, constants=constants, opset=opset
+        [middle], shape, channel, out, read, kind=tail, nonzero=nonzero, seed=seed, constants=constants, opset=opset
     )
     check(model, seed, cuts="w0:1" if tail == "weight" else "")
 

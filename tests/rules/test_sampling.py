@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandwich import TAILS, check, node, reference, sandwich, values
 
-few = settings(max_examples=20)
+few = settings(max_examples=50)
 SEEDS = st.integers(0, 999)
 TAIL = st.sampled_from(TAILS)
 
@@ -27,7 +27,16 @@ def test_grid_sample(mode: str, padding: str, tail: str, bias: bool, seed: int) 
     grid = np.random.default_rng(seed).uniform(-1.2, 1.2, (2, 3, 2, 2)).astype(np.float32)
     middle = node("GridSample", "a grid", "z", mode=mode, padding_mode=padding)
     model = sandwich(
-        [middle], (2, 6, 4, 4), 1, (2, 6, 3, 2), 1, kind=tail, bias=bias, seed=seed, constants={"grid": grid}, opset=20
+        [middle],
+        (2, 6, 4, 4),
+        1,
+        (2, 6, 3, 2),
+        1,
+        kind=tail,
+        nonzero=bias,
+        seed=seed,
+        constants={"grid": grid},
+        opset=20,
     )
     check(model, seed, cuts="w0:1" if tail == "weight" else "", keeps="grid")
 
@@ -49,7 +58,7 @@ def test_rois(op: str, mode: str, tail: str, bias: bool, seed: int) -> None:
         constants = {"rois": np.concatenate([constants["which"][:, None], corner], 1).astype(np.float32)}
         middle = node(op, "a rois", "z", pooled_shape=[2, 2])
     model = sandwich(
-        [middle], (2, 6, 4, 4), 1, (3, 6, 2, 2), 1, kind=tail, bias=bias, seed=seed, constants=constants, opset=16
+        [middle], (2, 6, 4, 4), 1, (3, 6, 2, 2), 1, kind=tail, nonzero=bias, seed=seed, constants=constants, opset=16
     )
     check(model, seed, cuts="w0:1" if tail == "weight" else "", keeps="rois")
 
@@ -97,7 +106,7 @@ def test_center_crop_pad(sizes: tuple[int, int], named: bool, tail: str, bias: b
     middle = node("CenterCropPad", "a target", "z", **({"axes": [2, -1]} if named else {}))
     constants = {"target": np.array(target, np.int64)}
     model = sandwich(
-        [middle], (2, 6, 4, 4), 1, (2, 6, *sizes), 1, kind=tail, bias=bias, seed=seed, constants=constants, opset=18
+        [middle], (2, 6, 4, 4), 1, (2, 6, *sizes), 1, kind=tail, nonzero=bias, seed=seed, constants=constants, opset=18
     )
     check(model, seed, cuts="w0:1" if tail == "weight" else "")
 
@@ -149,7 +158,7 @@ def test_axes_beside_the_mixed_ones_pass(op: str, channel: int, tail: str, bias:
     nodes = [node(op, " ".join(["a", *constants]), "m", **options), node("Cast", "m", "z", to=onnx.TensorProto.FLOAT)]
     channel = channel if channel < len(out) else 0
     model = sandwich(
-        nodes, (4, 5, 5), channel, out, channel, kind=tail, bias=bias, seed=seed, constants=constants, opset=18
+        nodes, (4, 5, 5), channel, out, channel, kind=tail, nonzero=bias, seed=seed, constants=constants, opset=18
     )
     check(model, seed, **({"keeps": "w0:1"} if channel in stays else {"cuts": "w0:1" if tail == "weight" else ""}))
 
@@ -174,7 +183,7 @@ def test_dft(channel: int, axis: int, old: bool, tail: str, bias: bool, seed: in
         (3, 4, 5, 2),
         channel,
         kind=tail,
-        bias=bias,
+        nonzero=bias,
         seed=seed,
         constants=constants,
         opset=17 if old else 20,

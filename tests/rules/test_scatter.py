@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandwich import TAILS, check, node, sandwich, values
 
-few = settings(max_examples=30)
+few = settings(max_examples=50)
 SEEDS = st.integers(0, 999)
 TAIL = st.sampled_from(TAILS)
 INT = onnx.TensorProto.INT64
@@ -28,16 +28,23 @@ def indices(rng: np.random.Generator, shape: tuple[int, ...], limit: int, data: 
     channel=st.integers(0, 2),
     less=st.booleans(),
     data=st.booleans(),
-    bias=st.booleans(),
+    nonzero=st.booleans(),
     tail=TAIL,
     seed=SEEDS,
 )
-def test_gather_elements(axis: int, channel: int, less: bool, data: bool, bias: bool, tail: str, seed: int) -> None:
+def test_gather_elements(axis: int, channel: int, less: bool, data: bool, nonzero: bool, tail: str, seed: int) -> None:
     shape, rng = (4, 6, 5), np.random.default_rng(seed)
     size = tuple(n - less if i != axis % 3 else 3 for i, n in enumerate(shape))
     given_, feeds = indices(rng, size, shape[axis], data)
     model = sandwich(
-        [node("GatherElements", "a i", "z", axis=axis)], shape, channel, size, kind=tail, bias=bias, seed=seed, **given_
+        [node("GatherElements", "a i", "z", axis=axis)],
+        shape,
+        channel,
+        size,
+        kind=tail,
+        nonzero=nonzero,
+        seed=seed,
+        **given_,
     )
     indexed = axis % 3 == channel
     check(
@@ -51,11 +58,20 @@ def test_gather_elements(axis: int, channel: int, less: bool, data: bool, bias: 
 
 @few
 @given(
-    axis=st.integers(-3, 2), channel=st.integers(0, 2), less=st.booleans(), data=st.booleans(), bias=st.booleans(),
+    axis=st.integers(-3, 2), channel=st.integers(0, 2), less=st.booleans(), data=st.booleans(), nonzero=st.booleans(), live=st.booleans(),
     reduction=st.sampled_from(["none", "add", "mul", "max", "min"]), old=st.booleans(), tail=TAIL, seed=SEEDS,
 )  # fmt: skip
 def test_scatter_elements(
-    axis: int, channel: int, less: bool, data: bool, bias: bool, reduction: str, old: bool, tail: str, seed: int
+    axis: int,
+    channel: int,
+    less: bool,
+    data: bool,
+    nonzero: bool,
+    live: bool,
+    reduction: str,
+    old: bool,
+    tail: str,
+    seed: int,
 ) -> None:
     shape, rng = (4, 6, 5), np.random.default_rng(seed)
     size = tuple(n - less if i != axis % 3 else 2 for i, n in enumerate(shape))
@@ -65,9 +81,20 @@ def test_scatter_elements(
     feeds = {"i": constants.pop("i")} if data else {}
     given_ = {"inputs": {"i": size}, "types": {"i": INT}} if data else {}
     options = {} if old else {"reduction": reduction}
-    middle = node("Scatter" if old else "ScatterElements", "a i u", "z", axis=axis, **options)
+    middle = [
+        node("Sigmoid", "u", "v"),
+        node("Scatter" if old else "ScatterElements", "a i v" if live else "a i u", "z", axis=axis, **options),
+    ]
     model = sandwich(
-        [middle], shape, channel, kind=tail, bias=bias, seed=seed, constants=constants, opset=9 if old else 18, **given_
+        middle if live else middle[1:],
+        shape,
+        channel,
+        kind=tail,
+        nonzero=nonzero,
+        seed=seed,
+        constants=constants,
+        opset=9 if old else 18,
+        **given_,
     )
     indexed = axis % 3 == channel
     check(
@@ -86,12 +113,12 @@ def test_scatter_elements(
     outer=st.integers(0, 2),
     channel=st.integers(0, 2),
     data=st.booleans(),
-    bias=st.booleans(),
+    nonzero=st.booleans(),
     tail=TAIL,
     seed=SEEDS,
 )
 def test_gather_nd(
-    length: int, batch: int, outer: int, channel: int, data: bool, bias: bool, tail: str, seed: int
+    length: int, batch: int, outer: int, channel: int, data: bool, nonzero: bool, tail: str, seed: int
 ) -> None:
     shape, rng = (4, 6, 5), np.random.default_rng(seed)
     length = min(length, 3 - batch)
@@ -110,7 +137,7 @@ def test_gather_nd(
         out,
         where,
         kind=tail,
-        bias=bias,
+        nonzero=nonzero,
         seed=seed,
         **given_,
     )
@@ -125,8 +152,8 @@ def test_gather_nd(
 
 
 @few
-@given(outer=st.integers(1, 2), tail=TAIL, bias=st.booleans(), seed=SEEDS)
-def test_gather_nd_of_one_axis_is_a_gather(outer: int, tail: str, bias: bool, seed: int) -> None:
+@given(outer=st.integers(1, 2), tail=TAIL, nonzero=st.booleans(), seed=SEEDS)
+def test_gather_nd_of_one_axis_is_a_gather(outer: int, tail: str, nonzero: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     index = np.stack([rng.permutation(6)[:3] for _ in range(outer)]).reshape((outer, 3, 1) if outer > 1 else (3, 1))
     model = sandwich(
@@ -136,7 +163,7 @@ def test_gather_nd_of_one_axis_is_a_gather(outer: int, tail: str, bias: bool, se
         (*index.shape[:-1], 4),
         index.ndim - 2,
         kind=tail,
-        bias=bias,
+        nonzero=nonzero,
         seed=seed,
         constants={"i": index},
     )
@@ -145,11 +172,11 @@ def test_gather_nd_of_one_axis_is_a_gather(outer: int, tail: str, bias: bool, se
 
 @few
 @given(
-    length=st.integers(1, 3), outer=st.integers(1, 2), channel=st.integers(0, 2), data=st.booleans(), bias=st.booleans(),
+    length=st.integers(1, 3), outer=st.integers(1, 2), channel=st.integers(0, 2), data=st.booleans(), nonzero=st.booleans(), live=st.booleans(),
     reduction=st.sampled_from(["none", "add", "mul", "max", "min"]), tail=TAIL, seed=SEEDS,
 )  # fmt: skip
 def test_scatter_nd(
-    length: int, outer: int, channel: int, data: bool, bias: bool, reduction: str, tail: str, seed: int
+    length: int, outer: int, channel: int, data: bool, nonzero: bool, live: bool, reduction: str, tail: str, seed: int
 ) -> None:
     shape, rng = (4, 6, 5), np.random.default_rng(seed)
     lead = (1, 3)[2 - outer :] if outer == 2 else (3,)
@@ -159,12 +186,13 @@ def test_scatter_nd(
     given_ = {"inputs": {"i": index.shape}, "types": {"i": INT}} if data else {}
     if data:
         constants.pop("i")
+    middle = [node("Sigmoid", "u", "v"), node("ScatterND", "a i v" if live else "a i u", "z", reduction=reduction)]
     model = sandwich(
-        [node("ScatterND", "a i u", "z", reduction=reduction)],
+        middle if live else middle[1:],
         shape,
         channel,
         kind=tail,
-        bias=bias,
+        nonzero=nonzero,
         seed=seed,
         constants=constants,
         opset=18,
@@ -188,10 +216,10 @@ def test_scatter_nd(
     short=st.booleans(),
     channel=st.integers(0, 1),
     tail=TAIL,
-    bias=st.booleans(),
+    nonzero=st.booleans(),
     seed=SEEDS,
 )
-def test_compress(known: bool, flat: bool, short: bool, channel: int, tail: str, bias: bool, seed: int) -> None:
+def test_compress(known: bool, flat: bool, short: bool, channel: int, tail: str, nonzero: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     condition = rng.random(6 - short) < 0.6
     condition[:3] = True
@@ -203,7 +231,7 @@ def test_compress(known: bool, flat: bool, short: bool, channel: int, tail: str,
     )
     middle = node("Compress", "a c", "z", **({} if flat else {"axis": 1}))
     out, where = ((chosen,), 0) if flat else ((4, chosen), channel)
-    model = sandwich([middle], (4, 6), channel, out, where, kind=tail, bias=bias, seed=seed, **given_)
+    model = sandwich([middle], (4, 6), channel, out, where, kind=tail, nonzero=nonzero, seed=seed, **given_)
     check(
         model,
         seed,
@@ -229,8 +257,8 @@ def test_one_hot(axis: int, tail: str, seed: int) -> None:
 
 
 @few
-@given(tail=TAIL, bias=st.booleans(), block=st.sampled_from([(2, 2), (1, 3), (1, 1)]), seed=SEEDS)
-def test_col2im(tail: str, bias: bool, block: tuple[int, int], seed: int) -> None:
+@given(tail=TAIL, nonzero=st.booleans(), block=st.sampled_from([(2, 2), (1, 3), (1, 1)]), seed=SEEDS)
+def test_col2im(tail: str, nonzero: bool, block: tuple[int, int], seed: int) -> None:
     """Whole channels go, each with its rows of the block."""
     taps = block[0] * block[1]
     image = (block[0] * 2, block[1] * 3)
@@ -239,7 +267,16 @@ def test_col2im(tail: str, bias: bool, block: tuple[int, int], seed: int) -> Non
     ]  # fmt: skip
     constants = {"split": np.array([2, 5 * taps, 6]), "image": np.array(image), "block": np.array(block)}
     model = sandwich(
-        nodes, (2, 5, taps, 6), 1, (2, 5, *image), 1, kind=tail, bias=bias, seed=seed, constants=constants, opset=18
+        nodes,
+        (2, 5, taps, 6),
+        1,
+        (2, 5, *image),
+        1,
+        kind=tail,
+        nonzero=nonzero,
+        seed=seed,
+        constants=constants,
+        opset=18,
     )
     check(model, seed, cuts="w0:1" if tail == "weight" else "")
 
