@@ -210,6 +210,20 @@ def test_scatter_nd(
 
 
 @few
+@given(outer=st.integers(1, 2), live=st.booleans(), tail=TAIL, nonzero=st.booleans(), seed=SEEDS)
+def test_scatter_nd_of_one_axis_maps_rows(outer: int, live: bool, tail: str, nonzero: bool, seed: int) -> None:
+    """Rows of the updates go with the rows that they replace."""
+    rng = np.random.default_rng(seed)
+    index = rng.permutation(6)[:4].reshape((2, 2, 1) if outer == 2 else (4, 1)) - 6 * (seed % 2)
+    constants = {"i": index, "u": values(rng, *index.shape[:-1], 3)}
+    middle = [node("Sigmoid", "u", "v"), node("ScatterND", "a i v" if live else "a i u", "z")]
+    model = sandwich(
+        middle if live else middle[1:], (6, 3), 0, kind=tail, nonzero=nonzero, seed=seed, constants=constants
+    )
+    check(model, seed, cuts="w0:1" if tail == "weight" else "")
+
+
+@few
 @given(
     known=st.booleans(),
     flat=st.booleans(),
