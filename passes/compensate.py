@@ -5,8 +5,9 @@ With the kept features x_K, the removed ones x_P, their covariance C and means m
     W' = W_K + W_P C_PK (C_KK + d I)^-1         b' = b + W m - W' m_K
 
 in the sense of mean squared error (normal equations; d shrinks the correction, not the weights). d is chosen per reader
-from a few multiples of the mean variance by the error on held-back inputs. Readers are mended in order of execution, on
-the activations of the network mended so far.
+from a few multiples of the mean variance by the error on held-back inputs. Then every output is
+scaled back to the variance it had, as re-estimating a batch normalisation would. Readers are mended in order of
+execution, on the activations of the network mended so far.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from spa.inputs import Feeds
 from spa.model import Model
 
 Matrix = npt.NDArray[np.float64]
+MAX_GAIN = 1.3
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the kept features
 
 
@@ -154,7 +156,6 @@ def mend(
     """The repaired weight (zero where features went), and what to add to the bias."""
     w = reader.matrix(weight)
     best: tuple[float, float, Matrix] | None = None
-    before = 0.0
     for damping in DAMPINGS:
         new = np.stack([solve(w[g], moments.covariance(g, 0), lost, damping) for g in range(reader.groups)])
         error = relative_error(w, new, moments, part=1)
@@ -162,13 +163,29 @@ def mend(
             best = error, damping, new
     assert best is not None
     before = relative_error(w, np.where(lost, 0.0, w), moments, part=1)
-    error, damping, _ = best
+    error, damping, fitted = best
     new = np.stack([solve(w[g], moments.covariance(g), lost, damping) for g in range(reader.groups)])
+    # the same gain, found without the held-back inputs, judged on them
+    gained = relative_error(w, fitted * variance_gain(w, fitted, moments, 0), moments, part=1)
+    if gained <= before:
+        error, new = gained, new * variance_gain(w, new, moments, None)
     shift = np.concatenate([(w[g] - new[g]) @ moments.mean(g) for g in range(reader.groups)])
     if not fit_bias:
         shift = np.zeros_like(shift)
     repair = Repair(reader.name, int(lost.sum()), reader.features, int(sum(moments.count)), damping, before, error)
     return repair, reader.tensor(new, weight), shift
+
+
+def variance_gain(w: Matrix, new: Matrix, moments: Moments, part: int | None) -> Matrix:
+    """[groups, outputs, 1]: what gives each output of the fit the variance it had. Least squares returns the predictable
+    part of an output, which varies less; layer upon layer the signal would fade."""
+    gains = []
+    for g in range(len(w)):
+        c = moments.covariance(g, part)
+        had, has = (np.einsum("of,of->o", m @ c, m) for m in (w[g], new[g]))
+        gains.append(np.sqrt(np.maximum(had, 0) / np.maximum(has, 1e-12)))
+    clipped: Matrix = np.clip(np.stack(gains), 1.0, MAX_GAIN)[:, :, None]
+    return clipped
 
 
 def solve(w: Matrix, covariance: Matrix, lost: Mask, damping: float) -> Matrix:
