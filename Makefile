@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: install
-	$(BIN)/spa prune models/digits.onnx -o $(OUT)/digits --macs 0.6 --calib models/digits.npz --target host --shape x:1,1,8,8 --force
+	$(BIN)/spa prune models/digits.onnx -o $(OUT)/digits --macs 0.4 --calib models/digits.npz --target host --shape x:1,1,8,8 --force
 	$(BIN)/python models/evaluate.py $(OUT)/digits
 	$(BIN)/spa bench $(OUT)/digits --target host --against onnxruntime
 
