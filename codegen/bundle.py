@@ -128,14 +128,18 @@ def compile(
 
 
 def batch_of_one(message: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """`shapes`, and for each input of which only the leading axis is symbolic, that axis set to 1."""
+    """`shapes`, and for each input of which only the leading axis is open, that axis: 1, or what `shapes` gives its symbol."""
     found = dict(shapes)
     initial = {t.name for t in message.graph.initializer}
-    for value in message.graph.input:
-        dims = value.type.tensor_type.shape.dim
+    inputs = {v.name: v.type.tensor_type.shape.dim for v in message.graph.input if v.name not in initial}
+    given = {
+        d.dim_param: n for name in found if name in inputs for d, n in zip(inputs[name], found[name], strict=False)
+    }
+    for name, dims in inputs.items():
         open_axes = [i for i, d in enumerate(dims) if not d.HasField("dim_value")]
-        if value.name not in found and value.name not in initial and open_axes == [0]:
-            found[value.name] = (1, *(d.dim_value for d in dims[1:]))
+        if name not in found and open_axes == [0]:
+            batch = given.get(dims[0].dim_param, 1) if dims[0].dim_param else 1
+            found[name] = (batch, *(d.dim_value for d in dims[1:]))
     return found
 
 

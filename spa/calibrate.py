@@ -217,7 +217,8 @@ class Walk:
             session = self._session(piece, sorted(read - made), keep)
             names = {i.name for i in session.get_inputs()}
             for values in self.live:
-                values |= zip(keep, session.run(keep, {n: values[n] for n in names}), strict=True)
+                results = session.run(keep, {n: values[n] for n in names})
+                values.update((name, np.asarray(a)) for name, a in zip(keep, results, strict=True))
         for values in self.live:
             for name in [n for n in values if self.last.get(n, -1) < end and start >= 0]:
                 del values[name]

@@ -38,7 +38,7 @@ def output_types(node: ir.Node, types: list[TypeProto | None]) -> dict[str, Type
         if typed is None or not value.name:
             continue
         dtype, shape = (typed[0], typed[1]) if len(typed) == 2 and isinstance(typed[1], tuple) else (kind, typed)
-        out[value.name] = helper.make_tensor_type_proto(int(dtype), list(shape))
+        out[value.name] = helper.make_tensor_type_proto(int(dtype), [n for n in shape if isinstance(n, int)])
     return out
 
 
@@ -95,8 +95,8 @@ def _as_plain(node: ir.Node, types: list[TypeProto | None]) -> dict[str, TypePro
         return {}
     if last:
         for name, kind in found.items():
-            dims = _dims(kind) or ()
-            found[name] = helper.make_tensor_type_proto(kind.tensor_type.elem_type, [dims[0], *dims[2:], dims[1]])
+            batch, channels, *positions = _dims(kind) or (0, 0)
+            found[name] = helper.make_tensor_type_proto(kind.tensor_type.elem_type, [batch, *positions, channels])
     return dict(found)
 
 

@@ -169,12 +169,12 @@ class Budget:
 
         for op in coupling.ops:
             shaped = [coupling.shapes.shape.get(v) for v in [*op.inputs, *op.outputs] if v is not None and v.name]
-            for slots in mac_terms(op) if None not in shaped else []:
-                term("macs", slots, 1)
+            for product in mac_terms(op) if None not in shaped else []:
+                term("macs", product, 1)
         for value in coupling.constants:
             tensor, shape = tensor_of(value), coupling.shapes.shape.get(value) or ()
             if tensor is not None:
-                slots = [(value, a) for a in range(len(shape))]
+                slots: list[Slot] = [(value, a) for a in range(len(shape))]
                 term("bytes", slots, tensor.dtype.bitwidth / 8)
                 if is_parameter(tensor):
                     term("params", slots, 1)

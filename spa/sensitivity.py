@@ -180,7 +180,7 @@ def knapsack(errors: list[list[float]], costs: list[list[float]], room: float) -
         result = milp(
             flat_error + ties,
             constraints=[LinearConstraint(one.tocsr(), 1, 1), budget],
-            integrality=np.ones(len(flat_error)),
+            integrality=np.ones(len(flat_error), np.int64),
             bounds=Bounds(0, 1),
             options={"time_limit": SECONDS, "mip_rel_gap": 1e-4},
         )

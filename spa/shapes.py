@@ -301,11 +301,10 @@ class Instance:
         skip = 1 if node.op_type == "Loop" else 0
         found = {}
         for i, value in enumerate(node.outputs):
-            kinds = [self.types.get(b.outputs[i + skip]) for b in bodies]
-            if any(k is None or not k.HasField("tensor_type") for k in kinds):
+            kinds = [k for b in bodies if (k := self.types.get(b.outputs[i + skip])) is not None]
+            if len(kinds) < len(bodies) or not all(k.HasField("tensor_type") for k in kinds):
                 continue
-            kind = TypeProto()
-            kind.CopyFrom(kinds[0])
+            kind = kinds[0]
             shapes = [self.shape(b.outputs[i + skip]) for b in bodies]
             if any(s is None for s in shapes):
                 continue
@@ -447,6 +446,6 @@ def fold(node: ir.Node, operands: list[Array | None], opsets: dict[str, int]) ->
             )
             single = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
             feeds = {v.name or "": o for v, o in zip(node.inputs, operands, strict=True) if v is not None}
-            return list(ReferenceEvaluator(single).run(None, feeds))
+            return [np.asarray(a) for a in ReferenceEvaluator(single).run(None, feeds)]
     except Exception:  # an op without reference, or operands it rejects: its result is simply not known
         return None

@@ -205,7 +205,7 @@ def test_inspect_and_explain(digits: Path) -> None:
     assert document["params"] == sum(int(np.prod(t.dims)) for t in floats)
     assert document["macs"] == sum(layer["macs"] for layer in document["layers"])
     text = call("explain", digits, "stem.0.weight")[1]
-    assert "32 channels" in text and "stem.0.weight, axis 0" in text
+    assert "32 channels" in text and "stem.0.weight axis 0" in text
     assert call("explain", digits, "nobody")[0] == 2
 
 

@@ -186,7 +186,9 @@ def decide(
     coupling = analyze(network, sizes=sizes, allow_approximate=options["allow_approximate"])
     if options["apply_plan"]:
         return Plan.load(options["apply_plan"]), coupling, {}
-    choice = {k: options[k] for k in ("criterion", "aggregate", "scope", "keep")} | {"align": alignment(options)}
+    choice: dict[str, Any] = {k: options[k] for k in ("criterion", "aggregate", "scope", "keep")} | {
+        "align": alignment(options)
+    }
     budget = {k: options[k] for k in ("ratio", "macs", "params") if options[k] is not None}
     if options["size"] is not None:
         budget["size"] = parse_bytes(options["size"])
