@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spa import inputs as drawing
+from spa.coupling.analysis import PROTECTED
 from spa.errors import CheckFailed, Unsupported
 from spa.inputs import Feeds
 from spa.shapes import constants, free_symbols, infer, tensor_of
@@ -31,14 +32,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 TOLERANCE = 1e-3  # of the output's spread, float32
 TOLERANCE_LOW = 0.05  # float16, bfloat16 and quantised networks
-KEPT = {
-    "Div": (1,),
-    "Pow": (0, 1),
-    "Reciprocal": (0,),
-    "QuantizeLinear": (1, 2),
-    "DequantizeLinear": (1, 2),
-    "Log": (0,),
-}
 ZERO_POINT = {
     "DequantizeLinear": (0, 2),
     "QLinearConv": (3, 5),
@@ -70,7 +63,9 @@ def masked(model: Model, removed: Removed) -> Model:
     zeros: dict[str | None, Array] = {}
     for node in copy.ir.graph.all_nodes():
         keep.update(
-            v.name for i in KEPT.get(node.op_type, ()) if i < len(node.inputs) and (v := node.inputs[i]) is not None
+            v.name
+            for i in PROTECTED.get(node.op_type, ())
+            if i < len(node.inputs) and (v := node.inputs[i]) is not None
         )
         weight, zero = ZERO_POINT.get(node.op_type, (0, 0))
         z, w = (node.inputs[i] if i < len(node.inputs) else None for i in (zero, weight))

@@ -308,7 +308,7 @@ def check(seed: int) -> bool:
     """Prune random channels of every group and compare with the masked network. True where something was removed.
 
     A network whose own outputs are not finite, or change with the input's last digits, proves nothing and counts as nothing removed."""
-    from masked import masked, onnxruntime
+    from oracle import masked, onnxruntime
 
     import spa
     from spa.planning import from_masks

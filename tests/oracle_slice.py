@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from masked import masked, onnxruntime
+from oracle import masked, onnxruntime
 
 from spa.model import Model
 

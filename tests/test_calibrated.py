@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked import onnxruntime
 from onnx_text import parse
+from oracle import onnxruntime
 
 import spa
 from spa.calibrate import Walk, load, measure, readers, split_batches
