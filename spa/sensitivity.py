@@ -8,6 +8,7 @@ linearised at the last solution until it stands.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from spa.inputs import Feeds
 
 LEVELS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85)
+HOPELESS = 0.5  # squared relative output error beyond which a curve is extrapolated
+TRIAL_MACS = 2e10  # about as much work per point of a curve: large networks are judged on fewer of the held-back inputs
 ROUNDS = 12  # of linearisation
 SECONDS = 10.0  # per knapsack; HiGHS stops with the best it has
 
@@ -110,12 +113,19 @@ def curves(
         counts = sorted({_aligned(round(share * group.size), group.size, step, len(channels)) for share in LEVELS})
         errors = [0.0]
         for count in counts[1:]:
+            if errors[-1] > HOPELESS:  # not measured any more: in proportion to what goes
+                errors.append(errors[-1] * count / counts[len(errors) - 1])
+                continue
             mask = np.zeros(group.size, bool)
             mask[channels[:count]] = True
             errors.append(max(errors[-1], evaluate({group.id: mask})))
         tick(number + 1, len(groups))
         found.append(Curve(group.id, channels, counts, errors))
     return found
+
+
+def _samples(feed: Feeds) -> int:
+    return max((len(a) for a in feed.values() if a.ndim), default=1)
 
 
 def _aligned(removed: int, size: int, step: int, most: int) -> int:
@@ -254,7 +264,10 @@ class Trial:
 
     def __init__(self, coupling: Coupling, moments: dict[Reader, Moments], feeds: list[Feeds]) -> None:
         self.coupling, self.moments = coupling, moments
-        self.feeds = feeds[HELD - 1 :: HELD] or feeds[-1:]
+        held = feeds[HELD - 1 :: HELD] or feeds[-1:]
+        self.feeds = held[
+            : max(1, math.ceil(TRIAL_MACS / max(1.0, Budget(coupling).of("macs", {})) / _samples(held[0])))
+        ]
         self.proto = coupling.model.to_proto()
         self.weights = {t.name: t for t in self.proto.graph.initializer}
         self.dense = self.run({})
