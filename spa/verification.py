@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,10 @@ ZERO_POINT = {
     "ConvInteger": (1, 3),
     "MatMulInteger": (1, 3),
 }
+
+
+CHAOTIC = "the dense network gives other results when its weights change in the last digit"
+CALM = 0.5
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,8 @@ def verify(
 
     Raises `CheckFailed` where no input can be found on which the dense network runs."""
     dense, pruned = masked(model, plan.removed) if plan is not None else model.clone(), pruned.clone()
-    open_up(dense, pruned)
+    ranked = open_up(dense, pruned)
+    shaken = Shaken(dense)
     reference = Session(dense)
     limit = tolerance(model)
     sets = feeds_for(reference, model, count, seed, inputs, sizes)
@@ -250,67 +256,118 @@ def verify(
         if reference.outputs != other.outputs:
             what = f"the outputs are {other.outputs} instead of {reference.outputs}"
             return Verification(False, float(np.inf), 0, limit, what)
-        worst, proven, failing = compare(reference, other, sets, limit)
+        worst, proven, failing = compare(reference, other, sets, limit, ranked, shaken)
         if not proven and inputs is None:
             more = feeds_for(reference, model, 2 * count, seed + 1000, None, sizes)
-            worst, proven, failing = compare(reference, other, more, limit)
+            worst, proven, failing = compare(reference, other, more, limit, ranked, shaken)
     except Exception as error:  # onnxruntime's errors share no type
         what = f"the pruned network does not run: {str(error).splitlines()[0][:300]}"
         return Verification(False, float(np.inf), len(sets), limit, what)
     if not proven:
-        what = "the dense network gives other results when its inputs change in the seventh digit"
-        return Verification(False, float(np.inf), 0, limit, what)
+        return Verification(False, float(np.inf), 0, limit, CHAOTIC)
     if worst <= limit:
         return Verification(True, worst, proven, limit)
     return Verification(False, worst, proven, limit, first_difference(model, pruned, plan, failing, limit))
 
 
-def compare(reference: Session, other: Session, sets: list[Feeds], limit: float) -> tuple[float, int, Feeds]:
-    """The largest difference, on how many inputs it stands, and where it was found. Inputs on which the reference
-    itself flips prove nothing and do not count."""
+def compare(
+    reference: Session, other: Session, sets: list[Feeds], limit: float, ranked: set[str], shaken: Shaken
+) -> tuple[float, int, Feeds]:
+    """The largest difference, on how many inputs it stands, and where it was found.
+
+    An input on which the reference itself flips when its weights are shaken proves nothing by its outputs behind a
+    ranking (`ranked`); what goes into the ranking must agree all the same. Where nothing else is left to compare, the
+    input does not count."""
     expected = [reference.run(feeds) for feeds in sets]
     scale = spreads(expected)
+    firm = [name not in ranked for name in reference.outputs]
     worst, proven, failing = 0.0, 0, sets[0]
     for feeds, known in zip(sets, expected, strict=True):
-        error = max(map(difference, known, other.run(feeds), scale), default=0.0)
-        if error > limit and not stable(reference, feeds, known, scale, limit):
-            continue
+        errors = list(map(difference, known, other.run(feeds), scale))
+        error = max(errors, default=0.0)
+        if error > limit and not shaken.stable(feeds, known, scale, limit / 4):
+            rest = [e for e, sure in zip(errors, firm, strict=True) if sure]
+            if all(firm) or not rest or max(rest) > limit:
+                continue
+            error = max(rest)
         proven += 1
         if error > worst:
             worst, failing = error, feeds
     return worst, proven, failing
 
 
-def open_up(a: Model, b: Model) -> None:
-    """Let both networks also show what a last Softmax or Sigmoid saturates: there a difference could hide."""
+SATURATE = {"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh"}
+RANK = {"TopK", "NonMaxSuppression", "ArgMax", "ArgMin"}
+
+
+def open_up(a: Model, b: Model) -> set[str]:
+    """Let both networks also show what a last Softmax or Sigmoid saturates, where a difference could hide, and what a
+    ranking ranks. Returns the names of the outputs that lie behind a ranking."""
     have = [{v.name: v for n in m.ir.graph for v in n.outputs} for m in (a, b)]
+    last = [n for v in a.ir.graph.outputs if (n := v.producer()) is not None and n.op_type in SATURATE]
+    behind: set[ir.Value] = set()
+    dtypes = infer(a.ir).dtype
+    inner = [n.inputs[0] for n in last]
+    for node in a.ir.graph:
+        if node.op_type in RANK:
+            inner += [v for v in node.inputs if v in dtypes and ir.DataType(dtypes[v]).is_floating_point()]
+        if node.op_type in RANK or any(v in behind for v in node.inputs if v is not None):
+            behind.update(node.outputs)
     shown = {v.name for v in a.ir.graph.outputs}
-    for out in list(a.ir.graph.outputs):
-        node = out.producer()
-        if (
-            node is not None
-            and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh")
-            and node.inputs[0] is not None
-        ):
-            name = node.inputs[0].name
-            if name in have[0] and name in have[1] and name not in shown:
-                for m, values in zip((a, b), have, strict=True):
-                    m.ir.graph.outputs.append(values[name])
-                shown.add(name)
+    for value in inner:
+        name = value.name if value is not None else None
+        if name in have[0] and name in have[1] and name not in shown:
+            for m, values in zip((a, b), have, strict=True):
+                m.ir.graph.outputs.append(values[name])
+            shown.add(name)
+    return {v.name or "" for v in behind}
 
 
-def stable(session: Session, feeds: Feeds, expected: list[Any], scale: list[float], limit: float) -> bool:
-    """Do the outputs survive a change of the floating-point inputs in their last digits? A detector that ranks boxes
-    whose scores are all but equal does not: there rounding alone reorders the output."""
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        shaken = {
-            k: (v * (1 + 1e-6 * rng.standard_normal(v.shape))).astype(v.dtype) if v.dtype.kind == "f" else v
-            for k, v in feeds.items()
-        }
-        if max(map(difference, expected, session.run(shaken), scale), default=0.0) > limit:
-            return False
-    return True
+class Shaken:
+    """The reference with its weights changed in their last digit, as rounding changes sums: what does not survive that
+    is no property of the network. A detector that ranks boxes whose scores are all but equal reorders them."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @cached_property
+    def sessions(self) -> list[Session]:
+        return [Session(shake(self.model, seed)) for seed in range(2)]
+
+    def stable(self, feeds: Feeds, expected: list[Any], scale: list[float], limit: float) -> bool:
+        runs = (session.run(feeds) for session in self.sessions)
+        return all(max(map(difference, expected, outputs, scale), default=0.0) <= limit for outputs in runs)
+
+
+def calm(model: Model) -> Model:
+    """A copy with its float32 matrices and filters scaled down, so that it does not amplify rounding. That a plan takes
+    coupled channels out is a matter of structure: it holds for these weights exactly when it holds for all."""
+    copy = model.clone()
+    for value in constants(copy.ir):
+        tensor = tensor_of(value)
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) > 1 and not value.producer():
+            value.const_value = ir.Tensor((CALM * tensor.numpy()).astype(np.float32), name=tensor.name)
+    return copy
+
+
+SMALL = 8  # elements
+
+
+def shake(model: Model, seed: int) -> Model:
+    """A copy whose float32 weights and quantisation scales differ by about half a unit in the last place. Other small
+    constants stay: an exponent or the factors of a resize are no weights."""
+    copy, rng = model.clone(), np.random.default_rng(seed)
+    scales = {v for n in copy.ir.graph.all_nodes() if "Linear" in n.op_type for v in n.inputs[1::3] if v is not None}
+    for value in constants(copy.ir):
+        tensor = tensor_of(value)
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or value.producer() is not None:
+            continue
+        if tensor.size <= SMALL and value not in scales:
+            continue
+        array = tensor.numpy()
+        noise = 6e-8 * rng.standard_normal(array.shape)
+        value.const_value = ir.Tensor((array * (1 + noise)).astype(array.dtype), name=tensor.name)
+    return copy
 
 
 def first_difference(model: Model, pruned: Model, plan: Plan | None, feeds: Feeds, limit: float) -> str:

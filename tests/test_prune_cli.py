@@ -216,3 +216,76 @@ def test_same_options_same_bytes(digits: Path, tmp_path: Path) -> None:
         )
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert (tmp_path / "a.onnx.json").read_bytes() == (tmp_path / "b.onnx.json").read_bytes()
+
+
+def test_outputs_behind_a_ranking_of_equal_scores_do_not_hide_or_fake_a_difference(tmp_path: Path) -> None:
+    """All scores are equal up to rounding, so TopK's order proves nothing; what it ranks must still agree."""
+    from spa.verification import verify
+
+    rng = np.random.default_rng(0)
+    w0 = rng.standard_normal((16, 24)).astype(np.float32)
+    w1 = np.tile(rng.standard_normal((24, 1)).astype(np.float32), (1, 40)) * (
+        1 + 1e-8 * np.arange(40, dtype=np.float32)
+    )
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+    agraph (float[1,16] x) => (float[1,5] v, int64[1,5] i) {
+      a = MatMul(x, w0)
+      r = Sigmoid(a)
+      s = MatMul(r, w1)
+      k = Constant<value_ints=[5]>()
+      v, i = TopK(s, k)
+    }"""
+
+    def network(scores: np.ndarray) -> spa.Model:
+        proto = onnx.parser.parse_model(text)
+        tensors = {"w0": w0, "w1": np.ascontiguousarray(scores.astype(np.float32))}
+        proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in tensors.items())
+        return spa.load(onnx.shape_inference.infer_shapes(proto))
+
+    shuffled = w1[:, ::-1]  # the same scores but for the last digit, ranked otherwise
+    assert verify(network(w1), network(shuffled)).ok
+    assert not verify(network(w1), network(1.5 * w1)).ok
+
+
+def chaotic(path: Path, layers: int = 24, width: int = 320, gain: float = 3.5) -> Path:
+    """Sines of products: each layer stretches differences by about its gain, so rounding grows to the size of the output."""
+    rng = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(
+            (gain / width**0.5 * rng.standard_normal((width, width))).astype(np.float32), f"w{i}"
+        )
+        for i in range(layers)
+    ]
+    nodes = []
+    for i in range(layers):
+        nodes += [
+            onnx.helper.make_node("MatMul", [f"s{i}", f"w{i}"], [f"m{i}"], name=f"mul{i}"),
+            onnx.helper.make_node("Sin", [f"m{i}"], [f"s{i + 1}"], name=f"sin{i}"),
+        ]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "g", [info("s0", 1, [4, width])], [info(f"s{layers}", 1, [4, width])], weights
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def test_a_network_that_amplifies_rounding_is_proven_on_calmer_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import spa.pruning as pruning
+    from spa.passes.slice import slice_channels
+    from spa.verification import CHAOTIC, verify
+
+    source = chaotic(tmp_path / "chaos.onnx")
+    model = spa.load(source)
+    plan = spa.plan(model, ratio=0.3)
+    assert verify(model, spa.apply(model, plan).model, plan).where == CHAOTIC
+    assert call("prune", source, "-o", tmp_path / "a.onnx", "--ratio", "0.3")[0] == 0
+
+    def crooked(coupling: Any, gone: Any) -> Any:
+        return slice_channels(coupling, {d: np.roll(m, 1) for d, m in gone.items()})
+
+    monkeypatch.setattr(pruning, "slice_channels", crooked)
+    code, _, message = call("prune", source, "-o", tmp_path / "b.onnx", "--ratio", "0.3")
+    assert code == 1 and "differs from the masked one" in message and not (tmp_path / "b.onnx").exists()
