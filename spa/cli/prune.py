@@ -280,5 +280,6 @@ def show(document: dict[str, Any]) -> None:
             f"{name}: {target['path']} ({human(target['bytes'])}B, {human(target['code_bytes'])}B of it code)"
         )
     for b in document["blocked"][: 5 if document["pruned_groups"] else 20] if not document["pruned_groups"] else []:
-        console.print(f"blocked: {b['group']}: {b['reason']} (node '{b['node']}')", markup=False)
+        where = f" (node '{b['node']}')" if b["node"] else ""
+        console.print(f"blocked: {b['group']}: {b['reason']}{where}", markup=False)
     console.print(f"{document['output'] or 'dry run: nothing was written'}  ({document['seconds']} s)", markup=False)
