@@ -34,7 +34,6 @@ REFUSED = {
     "Scan": "control flow that depends on values",
 }
 MIN_OPSET = 13  # below, the importer reads attributes that have become inputs wrongly or not at all
-OLDEST_OPSET = 7  # the converter knows nothing older
 
 
 def prepare(model: onnx.ModelProto, shapes: Shapes, known: frozenset[str]) -> onnx.ModelProto:

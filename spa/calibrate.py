@@ -208,7 +208,7 @@ class Walk:
         end = len(self.nodes) if output is None else self.place[output]
         if end <= self.at:
             return
-        piece, start = self.nodes[self.at : end], self.at
+        piece = self.nodes[self.at : end]
         self.at = end
         made = {o for n in piece for o in n.output if o}
         read = {name for n in piece for name in used_names(n)}
@@ -220,7 +220,7 @@ class Walk:
                 results = session.run(keep, {n: values[n] for n in names})
                 values.update((name, np.asarray(a)) for name, a in zip(keep, results, strict=True))
         for values in self.live:
-            for name in [n for n in values if self.last.get(n, -1) < end and start >= 0]:
+            for name in [n for n in values if self.last.get(n, -1) < end]:
                 del values[name]
 
     def _session(self, piece: list[onnx.NodeProto], inputs: list[str], outputs: list[str]) -> ort.InferenceSession:

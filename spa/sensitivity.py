@@ -136,12 +136,12 @@ def _aligned(removed: int, size: int, step: int, most: int) -> int:
 
 def choose(coupling: Coupling, found: list[Curve], kind: str, limit: float) -> Chosen | None:
     """The levels with the least total error whose cost is at most `limit`; None where no levels are cheap enough."""
-    budget = Budget(coupling)
+    budget, size = Budget(coupling), {g.id: g.size for g in coupling.groups}
 
     def masks(levels: list[int]) -> Chosen:
         chosen: Chosen = {}
         for curve, level in zip(found, levels, strict=True):
-            mask = np.zeros(next(g.size for g in coupling.groups if g.id == curve.group), bool)
+            mask = np.zeros(size[curve.group], bool)
             mask[curve.order[: curve.counts[level]]] = True
             chosen[curve.group] = mask
         return {k: m for k, m in chosen.items() if m.any()}

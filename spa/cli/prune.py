@@ -86,7 +86,6 @@ def prune(model: Path, **options: Any) -> None:
     from spa.model import load, write_atomic
     from spa.planning import Plan
     from spa.pruning import finish
-    from spa.verification import Verification
 
     start = time.monotonic()
     targets: tuple[str, ...] = options["targets"]
@@ -149,7 +148,6 @@ def prune(model: Path, **options: Any) -> None:
         print_json(document)
     else:
         show(document)
-    _ = Verification
 
 
 def destination(model: Path, out: Path | None, targets: tuple[str, ...]) -> Path:
