@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import spa
-from spa.calibrate import load
+from spa.calibration import load
 
 ROWS = {
     "tf2_mobilenet_v2_1.0_224_imagenet": (0.9, 0.8, 0.75, 0.6),

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from scipy import linalg
 
-from spa.calibrate import MAX_FEATURES, Moments, Reader, Walk, measure, readers
+from spa.calibration import MAX_FEATURES, Moments, Reader, Walk, measure, readers
 from spa.coupling import Coupling
 from spa.coupling.analysis import Mask, is_weight
 from spa.coupling.axes import Op

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spa import allocate
-from spa.calibrate import HELD
+from spa.calibration import HELD
 from spa.errors import CheckFailed
 from spa.importance.magnitude import magnitude
 from spa.inputs import Feeds

@@ -200,7 +200,7 @@ def plan(
 ) -> Plan:
     """Decide which channels go. Exactly one of the budgets: `ratio` of every group's channels to remove; share of `macs`
     or `params` to keep; `size` in bytes of the written model. See `spa.allocate` for `scope` and `align`. With calibration
-    inputs (`spa.calibrate.load`) the criterion is "obs", without them "l2"."""
+    inputs (`spa.calibration.load`) the criterion is "obs", without them "l2"."""
     from spa import allocate
     from spa.cost import Budget
     from spa.coupling import analyze

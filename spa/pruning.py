@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spa.calibrate import load
+from spa.calibration import load
 from spa.cost import Budget
 from spa.coupling import Coupling, analyze
 from spa.inputs import Feeds
@@ -52,7 +52,7 @@ def prune(
 ) -> Result:
     """Plan, apply, repair, verify and fold. `budget` and choices as in `spa.planning.plan`.
 
-    `calib`: calibration inputs (`spa.calibrate.load`); with them channels are chosen by what the network loses once
+    `calib`: calibration inputs (`spa.calibration.load`); with them channels are chosen by what the network loses once
     it is mended, and the readers of what goes are mended (`compensate`). Raises `CheckFailed` where the pruned network
     is not the masked one; the input model is never changed."""
     coupling = coupling or analyze(model, sizes=sizes)

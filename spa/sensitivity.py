@@ -24,7 +24,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_array
 
 from spa import allocate
-from spa.calibrate import HELD, MAX_FEATURES, Moments, Reader, Walk, measure, open_session, readers
+from spa.calibration import HELD, MAX_FEATURES, Moments, Reader, Walk, measure, open_session, readers
 from spa.cost import Budget
 from spa.drift import drift
 from spa.errors import CheckFailed

@@ -12,7 +12,7 @@ from onnx_text import parse
 from oracle import onnxruntime
 
 import spa
-from spa.calibrate import Walk, load, measure, readers, split_batches
+from spa.calibration import Walk, load, measure, readers, split_batches
 from spa.errors import UsageError
 from spa.importance.obs import Task, damped, eliminate
 from spa.model import Model

@@ -168,7 +168,7 @@ PRUNING = (
     "spa.allocate",
     "spa.planning",
     "spa.pruning",
-    "spa.calibrate",
+    "spa.calibration",
     "spa.passes.slice",
 )
 

@@ -169,7 +169,7 @@ def check_targets(targets: tuple[str, ...]) -> None:
 def calibration(network: Model, sizes: dict[str, int], options: dict[str, Any]) -> list[Any] | None:
     if not options["calib"]:
         return None
-    from spa.calibrate import load
+    from spa.calibration import load
 
     return load(options["calib"], network, sizes=sizes, seed=options["seed"])
 

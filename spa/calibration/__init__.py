@@ -1,0 +1,19 @@
+"""Calibration: inputs from files, folders or nothing, and statistics of what a network's weights read on them."""
+
+from spa.calibration.moments import HELD, MAX_FEATURES, Moments, measure
+from spa.calibration.readers import Reader, readers
+from spa.calibration.sources import load, split_batches
+from spa.calibration.walk import Walk, open_session
+
+__all__ = [
+    "HELD",
+    "MAX_FEATURES",
+    "Moments",
+    "Reader",
+    "Walk",
+    "load",
+    "measure",
+    "open_session",
+    "readers",
+    "split_batches",
+]

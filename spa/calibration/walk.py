@@ -1,0 +1,102 @@
+"""Walk: a network run piece by piece over all calibration inputs, in memory bounded by what is still to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from spa.calibration.readers import Array
+from spa.inputs import Feeds
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from spa.model import Model
+
+
+class Walk:
+    """Runs a network piece by piece over all calibration inputs, so that weights may change on the way.
+
+    `advance(op)` computes everything up to `op`, and keeps only the values that nodes from `op` on still read. A weight
+    that was replaced (`replace`) holds for all nodes not yet run."""
+
+    def __init__(self, model: Model, feeds: Sequence[Feeds]) -> None:
+        self.proto = model.to_proto()
+        self.nodes = list(self.proto.graph.node)
+        self.constants = {t.name: t for t in self.proto.graph.initializer}
+        self.live: list[dict[str, Array]] = [dict(f) for f in feeds]
+        self.outputs = [o.name for o in self.proto.graph.output]
+        self.at = 0
+        self.place = {o: i for i, n in enumerate(self.nodes) for o in n.output}
+        self.last: dict[str, int] = dict.fromkeys(self.outputs, len(self.nodes))
+        for i, node in enumerate(self.nodes):
+            for name in used_names(node):
+                self.last[name] = max(self.last.get(name, -1), i)
+
+    def replace(self, name: str, array: Array) -> None:
+        self.constants[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
+
+    def constant(self, name: str) -> Array:
+        return onnx.numpy_helper.to_array(self.constants[name])
+
+    def advance(self, output: str | None = None) -> None:
+        """Run all nodes before the one that produces `output`; all of them without one."""
+        end = len(self.nodes) if output is None else self.place[output]
+        if end <= self.at:
+            return
+        piece = self.nodes[self.at : end]
+        self.at = end
+        made = {o for n in piece for o in n.output if o}
+        read = {name for n in piece for name in used_names(n)}
+        keep = [name for name in made if self.last.get(name, -1) >= end]
+        if keep:
+            session = self._session(piece, sorted(read - made), keep)
+            names = {i.name for i in session.get_inputs()}
+            for values in self.live:
+                results = session.run(keep, {n: values[n] for n in names})
+                values.update((name, np.asarray(a)) for name, a in zip(keep, results, strict=True))
+        for values in self.live:
+            for name in [n for n in values if self.last.get(n, -1) < end]:
+                del values[name]
+
+    def _session(self, piece: list[onnx.NodeProto], inputs: list[str], outputs: list[str]) -> ort.InferenceSession:
+        first = self.live[0]
+        given = [
+            onnx.helper.make_tensor_value_info(
+                n, onnx.helper.np_dtype_to_tensor_dtype(first[n].dtype), [None] * first[n].ndim
+            )
+            for n in inputs
+            if n not in self.constants and n in first
+        ]
+        graph = onnx.helper.make_graph(
+            piece,
+            "piece",
+            given,
+            [onnx.helper.make_empty_tensor_value_info(n) for n in outputs],
+            [self.constants[n] for n in inputs if n in self.constants],
+        )
+        return open_session(
+            onnx.helper.make_model(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
+        )
+
+
+def open_session(proto: onnx.ModelProto) -> ort.InferenceSession:
+    """For statistics, where onnxruntime's own rewriting is welcome."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def used_names(node: onnx.NodeProto) -> list[str]:
+    """What a node reads, and what its subgraphs capture."""
+    names = [n for n in node.input if n]
+    for attr in node.attribute:
+        for graph in [attr.g] if attr.type == onnx.AttributeProto.GRAPH else list(attr.graphs):
+            names += [n for inner in graph.node for n in used_names(inner)]
+    return names
