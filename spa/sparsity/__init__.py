@@ -1,0 +1,1 @@
+"""Sparsity: patterns, masks and repair of weights that stay where channels do not."""

@@ -1,0 +1,48 @@
+"""A mask for the whole matrix at once, by the alternating direction method of multipliers.
+
+min tr (W - W0) H (W - W0)^T over W with a pattern, split into a free W and a D that has the pattern:
+
+    W = (W0 H + r D - V) (H + r I)^-1        D = P(W + V / r)        V = V + r (W - D)
+
+with P the projection (the pattern's mask of the squares) and r growing until the mask stands (Meng et al. 2024, ALPS,
+arXiv:2406.07831; Boza 2024, arXiv:2401.02938). Inputs are scaled to a second moment of one before, so that P weighs
+them by what they carry. Better than a sweep that settles column after column, and dearer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from spa.sparsity.patterns import Mask, Pattern
+from spa.sparsity.sparsegpt import damped
+
+Matrix = npt.NDArray[np.float64]
+ROUNDS = 300
+FIRST, GROWTH = 0.1, (1.3, 1.2, 1.1)  # r, and its growth where much, some or little of the mask changed
+EVERY = 3  # rounds per r
+
+
+def search(weight: Matrix, moment: Matrix, pattern: Pattern, taps: int = 1, damping: float = 0.01) -> Mask:
+    """The mask [rows, cols] of `weight` whose inputs have the second `moment` [cols, cols]."""
+    h = damped(moment, damping)
+    scale = np.sqrt(np.diag(h))
+    h, w0 = h / scale / scale[:, None], weight * scale
+    values, vectors = np.linalg.eigh(h)
+    target = w0 @ h
+    r = FIRST
+    d, v = w0, np.zeros_like(w0)
+    mask = np.zeros(weight.shape, bool)
+    for number in range(ROUNDS):
+        w = ((target + r * d - v) @ vectors / (values + r)) @ vectors.T
+        free = w + v / r
+        new = pattern.mask(free**2, taps)
+        changed, mask = int((new != mask).sum()), new
+        d = np.where(mask, free, 0)
+        v += r * (w - d)
+        if (number + 1) % EVERY == 0:
+            share = changed / mask.sum()
+            if not changed and number > 10 * EVERY:
+                break
+            r *= GROWTH[0] if share > 0.1 else GROWTH[1] if share > 0.005 else GROWTH[2]
+    return mask

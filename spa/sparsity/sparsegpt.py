@@ -1,0 +1,80 @@
+"""SparseGPT: one sweep of Optimal Brain Surgeon over the columns of a matrix.
+
+With U the upper Cholesky factor of H^-1 (H the second moment of the inputs, damped), U U^T = H^-1 taken from the last
+column on, removing w_j costs w_j^2 / U_jj^2 given that all columns before j are settled, and is best made up for by
+
+    w_k -= w_j / U_jj * U_jk          for all k > j
+
+(Frantar & Alistarh 2023, arXiv:2301.00774, eq. 4 and algorithm 1). Updates beyond a chunk of columns are gathered and
+applied as one product.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from spa.sparsity.patterns import Mask, Pattern
+
+Matrix = npt.NDArray[np.float64]
+DAMPING = 0.01  # of the mean of the diagonal
+CHUNK = 128  # columns
+
+
+def damped(moment: Matrix, damping: float) -> Matrix:
+    """`moment` with a multiple of its mean variance added to the diagonal."""
+    scale = float(np.trace(moment)) / max(1, len(moment))
+    return moment + np.eye(len(moment)) * (damping * scale + 1e-12)
+
+
+def factor(moment: Matrix, damping: float) -> Matrix:
+    """U [cols, cols], upper triangular, with U^T U the inverse of the damped moment."""
+    lower = linalg.cholesky(damped(moment, damping), lower=True, check_finite=False)
+    inverse, _ = linalg.lapack.dpotri(lower, lower=1, overwrite_c=1)
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    upper: Matrix = linalg.cholesky(inverse, lower=False, overwrite_a=True, check_finite=False)
+    return upper
+
+
+def sweep(
+    weight: Matrix, moment: Matrix, pattern: Pattern, taps: int = 1, damping: float = DAMPING
+) -> tuple[Mask, Matrix]:
+    """The mask [rows, cols] and the weights that the sweep leaves. `moment` [cols, cols] is that of the inputs."""
+    cols = weight.shape[1]
+    # what is decided together must stand together
+    order = np.arange(cols).reshape(taps, -1).T.reshape(-1) if pattern.kind == "kernel" else np.arange(cols)
+    upper = factor(moment[np.ix_(order, order)], damping)
+    w, saliency = weight[:, order].copy(), np.zeros_like(weight)
+    dtype = np.float64 if weight.size < 1 << 20 else np.float32
+    w, upper = w.astype(dtype), upper.astype(dtype)
+    mask = np.zeros(w.shape, bool)
+    pool = pattern.pool_width(taps) * (pattern.cols if pattern.kind == "nm" else 1)
+    width = max(pool, CHUNK // pool * pool)
+    for start in range(0, cols, width):
+        end = min(cols, start + width)
+        chunk, u = w[:, start:end], upper[start:end, start:end]
+        errors = np.zeros_like(chunk)
+        step = pool if pattern.kind == "nm" else end - start
+        for j in range(end - start):
+            if j % step == 0:
+                part = slice(j, min(j + step, end - start))
+                scores = (chunk[:, part] / np.diag(u)[part]) ** 2
+                saliency[:, start:end][:, part] = scores
+                mask[:, start:end][:, part] = _decide(scores, pattern, taps)
+            errors[:, j] = np.where(mask[:, start + j], 0, chunk[:, j]) / u[j, j]
+            chunk[:, j:] -= np.outer(errors[:, j], u[j, j:])
+        w[:, end:] -= errors @ upper[start:end, end:]
+    back = np.argsort(order)
+    mask, saliency = mask[:, back], saliency[:, back]
+    if pattern.kind != "nm":  # shares were rounded chunk by chunk
+        mask &= pattern.mask(np.where(mask, saliency + np.finfo(float).tiny, 0), taps)
+    return mask, np.where(mask, w[:, back], 0).astype(np.float64)
+
+
+def _decide(scores: Matrix, pattern: Pattern, taps: int) -> Mask:
+    if pattern.kind == "kernel":  # here the taps of a kernel stand side by side
+        turned = scores.reshape(len(scores), -1, taps).swapaxes(1, 2).reshape(scores.shape)
+        mask = pattern.mask(turned, taps)
+        return mask.reshape(len(scores), taps, -1).swapaxes(1, 2).reshape(scores.shape)
+    return pattern.mask(scores, taps)
