@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spa.calibration.readers import Reader, as_reader
+from spa.calibration.readers import Reader, Values, as_reader, sample
 from spa.coupling.axes import Op
 from spa.coupling.prepare import COPY
 from spa.shapes import tensor_of
@@ -92,36 +92,18 @@ class Layer:
         return math.prod(self.view.shape)
 
     @property
-    def x(self) -> ir.Value | None:
-        """What the columns read; None where it is no value of the graph."""
-        if self.op.kind in ("LSTM", "GRU", "RNN") and self.slot == 2:
-            return None  # the state
-        return None if self.op.kind == "Gather" else self.op.input(1 - self.slot if self.op.kind == "MatMul" else 0)
-
-    @property
     def order(self) -> npt.NDArray[np.int64]:
-        """Of the columns, in terms of features in the order of a reader (channel, then tap)."""
+        """Of the columns, in terms of the reader's features (channel, then tap)."""
         return np.arange(self.cols).reshape(-1, self.view.taps).T.reshape(-1)
 
-    def rows(self, x: Array, rng: np.random.Generator, most: int) -> list[Array]:
-        """Per group: input vectors [rows, cols] in the order of the columns, about `most` at most."""
-        if self.reader is not None:
-            order = self.order
-            return [r[:, order] for r in self.reader.unfold(x, rng, most)]
-        groups, cols = self.groups, self.cols
-        if self.op.kind == "ConvTranspose":
-            flat = np.moveaxis(x, 1, -1).reshape(-1, groups, cols).swapaxes(0, 1)
-        elif self.op.kind == "MatMul":
-            x = x if self.slot == 1 else x.swapaxes(-1, -2)
-            lead = self.op.shape(self.weight)[:-2]
-            x = np.broadcast_to(x, np.broadcast_shapes(x.shape[:-2], lead) + x.shape[-2:])
-            batch = x.ndim - 2 - len(lead)
-            flat = np.moveaxis(x, range(batch), range(len(lead), len(lead) + batch)).reshape(groups, -1, cols)
-        else:
-            flat = np.broadcast_to(x.reshape(1, -1, cols), (groups, x.size // cols, cols))
-        count = flat.shape[1]
-        picked = slice(None) if count <= most else np.sort(rng.choice(count, most, replace=False))
-        return list(flat[:, picked])
+
+class Recurrent(Reader):
+    """The input weights [directions, gates, inputs] of an LSTM, GRU or RNN; all directions read the same."""
+
+    def unfold(self, values: Values, rng: np.random.Generator, rows: int) -> Array:
+        flat = values[self.x.name or ""].reshape(1, -1, self.features)
+        picked = flat[:, sample(flat.shape[1], rows, rng)]
+        return np.broadcast_to(picked, (self.groups, *picked.shape[1:]))
 
 
 def layers(coupling: Coupling) -> list[Layer]:
@@ -142,14 +124,23 @@ def layers(coupling: Coupling) -> list[Layer]:
             view = view_of(op, slot, tuple(tensor.shape.numpy()))
             if view is None or math.prod(view.shape) != tensor.size:
                 continue
-            reader = as_reader(op) if slot == 1 and op.kind in ("Conv", "Gemm", "MatMul") else None
-            layer = Layer(op, slot, weight, name, view, len(weight.uses()) * names[name], reader=reader)
+            layer = Layer(op, slot, weight, name, view, len(weight.uses()) * names[name])
             layer.depthwise = "Conv" in op.kind and view.taps == view.shape[2] and layer.groups > 1
+            layer.reader = reader_of(layer)
             found[weight] = layer
-            break_after_first = op.kind == "MatMul"  # of two constants one is enough
-            if break_after_first:
-                break
+            if op.kind == "MatMul":
+                break  # of two constants one is enough
     return list(found.values())
+
+
+def reader_of(layer: Layer) -> Reader | None:
+    """What unfolds the inputs of a layer's columns; None where they are not known."""
+    op, x = layer.op, layer.op.input(0)
+    if op.kind in ("LSTM", "GRU", "RNN") and layer.slot == 1 and x is not None:
+        return Recurrent(op, x, layer.weight, 2, layer.groups)
+    reader = as_reader(op)
+    fits = reader is not None and reader.weight is layer.weight
+    return reader if fits and (reader.groups, reader.features) == (layer.groups, layer.cols) else None  # type: ignore[union-attr]
 
 
 def view_of(op: Op, slot: int, shape: tuple[int, ...]) -> View | None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from spa.sparsity.patterns import Mask, Pattern
+from spa.sparsity.patterns import Mask
 from spa.sparsity.sparsegpt import damped
 
 Matrix = npt.NDArray[np.float64]
