@@ -28,8 +28,11 @@ class Slice:
     macs: float | None = None
     params: float | None = None
     size: int | None = None
+    latency: float | None = None
+    cost_table: str | None = None
     criterion: str = "l2"
-    aggregate: str = "mean"
+    aggregate: str | None = None
+    normalise: str | None = None
     scope: str = "auto"
     align: int = 1
     keep: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from spa.cost_table import CostTable, Row
 from spa.coupling.axes import Op, Slot
 from spa.coupling.prepare import inlined
 from spa.model import Model
@@ -155,33 +156,85 @@ def peak(graph: ir.Graph, shapes: dict[ir.Value, tuple[int, ...] | None], dtypes
     return top
 
 
+class Products:
+    """Numbers that are products of axes' sizes, evaluated together: `fixed` times the sizes of the dims in a row."""
+
+    def __init__(self, coupling: Coupling, terms: list[tuple[float, list[Slot]]]) -> None:
+        of, size = coupling.dims.of, coupling.axes.add
+        width = max((len(slots) for _, slots in terms), default=0)
+        self.index = np.full((len(terms), width), len(coupling.dims.size))  # the last: a size of 1
+        self.fixed = np.empty(len(terms))
+        for i, (each, slots) in enumerate(terms):
+            dims = [of[s] for s in slots if s in of]
+            self.index[i, : len(dims)] = dims
+            self.fixed[i] = each * math.prod(size(s) for s in slots if s not in of)
+
+    def at(self, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = self.fixed * sizes[self.index].prod(1)
+        return found
+
+
 class Budget:
     """The cost of a coupling's network once channels are gone, without touching the graph."""
 
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
-        of, size = coupling.dims.of, coupling.axes.add
-        self.terms: dict[str, list[tuple[float, list[int]]]] = {"macs": [], "params": [], "bytes": []}
-
-        def term(kind: str, slots: list[Slot], each: float) -> None:
-            fixed = each * math.prod(size(s) for s in slots if s not in of)
-            self.terms[kind].append((fixed, [of[s] for s in slots if s in of]))
-
-        for op in coupling.ops:
-            shaped = [coupling.shapes.shape.get(v) for v in [*op.inputs, *op.outputs] if v is not None and v.name]
-            for product in mac_terms(op) if None not in shaped else []:
-                term("macs", product, 1)
+        terms: dict[str, list[tuple[float, list[Slot]]]] = {"macs": [], "params": [], "bytes": []}
+        self.shaped = [
+            op
+            for op in coupling.ops
+            if all(
+                coupling.shapes.shape.get(v) is not None for v in [*op.inputs, *op.outputs] if v is not None and v.name
+            )
+        ]
+        for op in self.shaped:
+            terms["macs"] += [(1, product) for product in mac_terms(op)]
         for value in coupling.constants:
             tensor, shape = tensor_of(value), coupling.shapes.shape.get(value) or ()
             if tensor is not None:
                 slots: list[Slot] = [(value, a) for a in range(len(shape))]
-                term("bytes", slots, tensor.dtype.bitwidth / 8)
+                terms["bytes"].append((tensor.dtype.bitwidth / 8, slots))
                 if is_parameter(tensor):
-                    term("params", slots, 1)
+                    terms["params"].append((1, slots))
+        self.terms = {kind: Products(coupling, listed) for kind, listed in terms.items()}
+        self.tables: dict[CostTable, list[tuple[Row, Products, npt.NDArray[np.int64]]]] = {}
 
-    def of(self, kind: str, gone: dict[int, Mask]) -> float:
-        """Total of `kind` (macs, params or bytes) with the indices in `gone` removed."""
-        counts: npt.NDArray[np.float64] = np.array(self.coupling.dims.size, np.float64)
+    def of(self, kind: str | CostTable, gone: dict[int, Mask]) -> float:
+        """Total of `kind` (macs, params, bytes, or what a target's table says) with the indices in `gone` removed."""
+        sizes: npt.NDArray[np.float64] = np.array([*self.coupling.dims.size, 1], np.float64)
         for dim, mask in gone.items():
-            counts[dim] -= mask.sum()
-        return float(sum(fixed * math.prod(counts[d] for d in dims) for fixed, dims in self.terms[kind]))
+            sizes[dim] -= mask.sum()
+        if isinstance(kind, str):
+            return float(self.terms[kind].at(sizes).sum())
+        if kind not in self.tables:
+            self.tables[kind] = self.rows(kind)
+        total = 0.0
+        for row, products, layer in self.tables[kind]:
+            total += float(row.of(np.bincount(layer, products.at(sizes)).astype(np.float64)).sum())
+        return total
+
+    def rows(self, table: CostTable) -> list[tuple[Row, Products, npt.NDArray[np.int64]]]:
+        """Per row of the table: the products that say how much each of its layers does, and which layer's they are."""
+        terms: dict[Row, list[tuple[int, list[Slot]]]] = {}
+        for number, op in enumerate(self.shaped):
+            if not any(v is not None and v not in self.coupling.shapes.known for v in op.outputs):
+                continue  # computed beforehand
+            row = table.row(op.kind, depthwise(op))
+            if row is None:
+                continue
+            out: list[list[Slot]] = [[(op.out, a) for a in range(len(op.shape(op.out)))]]
+            for product in mac_terms(op) or [[(None, None)]] if row.by == "macs" else out:
+                terms.setdefault(row, []).append((number, product))
+        found = []
+        for row, listed in terms.items():
+            nothing = (None, None)
+            products = Products(
+                self.coupling, [(float(nothing not in p), [s for s in p if s != nothing]) for _, p in listed]
+            )
+            _, layer = np.unique([n for n, _ in listed], return_inverse=True)
+            found.append((row, products, layer))
+        return found
+
+
+def depthwise(op: Op) -> bool:
+    return op.kind == "Conv" and op.attr("group", 1) > 1 and op.shape(op.inputs[1])[1] == 1

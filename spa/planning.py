@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,7 +16,7 @@ from spa.coupling.prepare import COPY
 from spa.errors import UsageError
 
 if TYPE_CHECKING:
-    from spa.allocate import Chosen
+    from spa.allocate import Chosen, Offers
     from spa.coupling import Coupling, Group
     from spa.coupling.analysis import Mask
     from spa.model import Model
@@ -191,51 +191,115 @@ def plan(
     macs: float | None = None,
     params: float | None = None,
     size: int | None = None,
+    latency: float | None = None,
+    cost_table: Any = None,
     criterion: str | None = None,
-    aggregate: str = "mean",
+    aggregate: str | None = None,
+    normalise: str | None = None,
     scope: str = "auto",
     align: int = 1,
     keep: Sequence[str] = (),
     calib: Any = None,
+    gradients: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> Plan:
-    """Decide which channels go. Exactly one of the budgets: `ratio` of every group's channels to remove; share of `macs`
-    or `params` to keep; `size` in bytes of the written model. See `spa.allocate` for `scope` and `align`. With calibration
-    inputs (`spa.calibration.load`) the criterion is "obs", without them "l2"."""
+    """Decide which channels go. Exactly one of the budgets: `ratio` of the channels of every group (of every class, see
+    `scope`) to remove; share of `macs` or `params` to keep; `size` in bytes of the written model; share of the `latency`
+    to keep that `cost_table` (`spa.cost_table`) gives.
+
+    See `spa.importance.table` for `criterion`, `spa.importance.combine` for `aggregate` and `normalise`, `spa.allocate`
+    for `scope` and `align`. With calibration inputs (`spa.calibration.load`) the criterion is "obs" and levels are
+    chosen by measured error curves; without them it is "l2"."""
     from spa import allocate
     from spa.cost import Budget
+    from spa.cost_table import CostTable
     from spa.coupling import analyze
-    from spa.importance.magnitude import magnitude
 
-    given = {k: v for k, v in {"ratio": ratio, "macs": macs, "params": params, "size": size}.items() if v is not None}
+    budgets = {"ratio": ratio, "macs": macs, "params": params, "size": size, "latency": latency}
+    given = {k: v for k, v in budgets.items() if v is not None}
     if len(given) != 1:
         raise UsageError(
             f"one budget is needed, {len(given)} given: {', '.join(given) or 'none'}",
-            hint="one of ratio, macs, params, size",
+            hint="one of ratio, macs, params, size, latency",
         )
     coupling = groups or analyze(model)
     kind, amount = next(iter(given.items()))
     if not 0 <= amount < 1 if kind == "ratio" else kind != "size" and not 0 < amount <= 1:
         raise UsageError(f"{kind} {amount} is not a share between 0 and 1")
-    if calib is not None and criterion in (None, "obs") and scope != "global":
+    if (latency is None) != (cost_table is None):
+        raise UsageError("latency and cost_table belong together", hint="--latency 0.5 --cost-table FILE.toml")
+    measure: Any = CostTable.load(cost_table) if cost_table is not None else kind
+    if by_curves(calib, criterion, scope):
         from spa.pruning import CalibratedPlanner
 
         planner = CalibratedPlanner(model, coupling, calib, align=align, keep=keep)
-        return planner.plan(kind, max(0.0, amount - _overhead(model)) if kind == "size" else amount)
-    if criterion == "obs":
-        raise UsageError("the criterion obs needs calibration inputs", hint="calib=..., on the command line --calib")
-    criterion = criterion or "l2"
+        return planner.plan(measure, max(0.0, amount - _overhead(model)) if kind == "size" else amount)
     scope = ("local" if ratio is not None else "global") if scope == "auto" else scope
-    spared = matcher(keep, coupling)
-    free = [g for g in coupling.groups if not spared(g)]
-    scores = magnitude(coupling, criterion, aggregate)
-    sequence = allocate.offers(free, scores, scope, align)
+    sequence, scores = ranked(
+        model,
+        coupling,
+        criterion,
+        aggregate,
+        normalise,
+        scope,
+        align,
+        keep,
+        calib=calib,
+        gradients=gradients,
+        seed=seed,
+    )
     if kind == "ratio":
-        taken = allocate.by_ratio(free, sequence, amount, scope)
+        taken = allocate.by_ratio(sequence, amount)
     elif kind == "size":
         taken = allocate.by_cost(coupling, sequence, "bytes", amount, overhead=_overhead(model))
     else:
-        taken = allocate.by_cost(coupling, sequence, kind, amount * Budget(coupling).of(kind, {}))
+        taken = allocate.by_cost(coupling, sequence, measure, amount * Budget(coupling).of(measure, {}))
     return from_masks(coupling, allocate.chosen(coupling, taken), scores)
+
+
+def by_curves(calib: Any, criterion: str | None, scope: str) -> bool:
+    """Are levels chosen by measured error curves, rather than by one ranking?"""
+    return calib is not None and criterion in (None, "obs") and scope in ("auto", "local")
+
+
+def ranked(
+    model: Model,
+    coupling: Coupling,
+    criterion: str | None,
+    aggregate: str | None,
+    normalise: str | None,
+    scope: str,
+    align: int,
+    keep: Sequence[str],
+    *,
+    calib: Any = None,
+    gradients: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> tuple[Offers, dict[str, Any]]:
+    """What may go in the order in which it does, and the scores behind that."""
+    from spa import allocate
+    from spa.importance.scores import scores
+    from spa.importance.table import find
+    from spa.importance.tensors import Statistics
+
+    rule = find(criterion or "l2")
+    moments = {}
+    if rule.needs == "moments" and calib is not None:
+        from spa.calibration import load
+        from spa.sensitivity import moments_of
+
+        moments = moments_of(coupling, load(calib, model, seed=seed))
+    spared = matcher(keep, coupling)
+    free = [g for g in coupling.groups if not spared(g)]
+    found = scores(
+        coupling,
+        criterion or "l2",
+        Statistics(moments, gradients or {}, seed),
+        aggregate=aggregate,
+        normalise="lamp" if scope == "lamp" else normalise,
+        groups=free,
+    )
+    return allocate.offers(coupling, free, found, scope, align), found
 
 
 def _overhead(model: Model) -> float:

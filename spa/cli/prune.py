@@ -18,6 +18,7 @@ from spa.cli.options import (
     shape_option,
     sizes_of,
 )
+from spa.importance.table import CRITERIA
 
 if TYPE_CHECKING:
     from spa.model import Model
@@ -34,27 +35,32 @@ if TYPE_CHECKING:
 @click.option("--macs", type=float, help="Keep at most this share of the multiply-accumulates.")
 @click.option("--params", type=float, help="Keep at most this share of the parameters.")
 @click.option("--size", help="Keep the written model under this size, such as 2MB.")
+@click.option("--latency", type=float, help="Keep at most this share of the cost that --cost-table gives.")
+@click.option("--cost-table", type=click.Path(path_type=Path), help="What layers cost on a target: .toml or .json.")
 @click.option(
     "--max-drift", type=float, help="Remove as much as keeps the outputs' drift under this (the default, 0.05)."
 )
 @click.option(
     "--criterion",
-    type=click.Choice(["l1", "l2", "obs"]),
-    help="What makes a channel matter [default: obs with --calib, l2 without].",
+    metavar="NAME",
+    help=f"What makes a channel matter: {', '.join(CRITERIA)} [default: obs with --calib, l2 without].",
 )
 @click.option(
     "--aggregate",
-    type=click.Choice(["sum", "mean", "max"]),
-    default="mean",
-    show_default=True,
-    help="Over the tensors of a group.",
+    type=click.Choice(["sum", "mean", "max", "product", "median"]),
+    help="Over the tensors of a group [default: the criterion's own].",
+)
+@click.option(
+    "--normalise",
+    type=click.Choice(["mean", "max", "sum", "none", "gaussian", "lamp"]),
+    help="Of a group's scores, to compare them with others' [default: the criterion's own].",
 )
 @click.option(
     "--scope",
-    type=click.Choice(["local", "global", "auto"]),
+    type=click.Choice(["local", "global", "isomorphic", "lamp", "auto"]),
     default="auto",
     show_default=True,
-    help="Same share everywhere, or the lowest scores of all.",
+    help="Same share of every group, of all together, or of groups of the same structure.",
 )
 @click.option(
     "--calib",
@@ -184,10 +190,10 @@ def decide(
     coupling = analyze(network, sizes=sizes, allow_approximate=options["allow_approximate"])
     if options["apply_plan"]:
         return Plan.load(options["apply_plan"]), coupling, {}
-    choice: dict[str, Any] = {k: options[k] for k in ("criterion", "aggregate", "scope", "keep")} | {
+    choice: dict[str, Any] = {k: options[k] for k in ("criterion", "aggregate", "normalise", "scope", "keep")} | {
         "align": alignment(options)
     }
-    budget = {k: options[k] for k in ("ratio", "macs", "params") if options[k] is not None}
+    budget = {k: options[k] for k in ("ratio", "macs", "params", "latency") if options[k] is not None}
     if options["size"] is not None:
         budget["size"] = parse_bytes(options["size"])
     if options["max_drift"] is not None:
@@ -209,7 +215,8 @@ def decide(
             **choice,
         )
         return decided, coupling, {"drift": drift}
-    return plan(network, coupling, calib=calib, **budget, **choice), coupling, {}
+    extra = {"cost_table": options["cost_table"], "seed": options["seed"]}
+    return plan(network, coupling, calib=calib, **budget, **choice, **extra), coupling, {}
 
 
 # vector widths in float32 lanes: multiples leave no remainder loop in the kernels

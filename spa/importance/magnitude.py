@@ -1,62 +1,55 @@
-"""Magnitude: a channel matters as much as its weights are large (Li et al., Pruning Filters for Efficient ConvNets).
-
-Per coupled tensor the l1 or l2 norm of each channel's slice; across the tensors of a group their sum, mean or maximum;
-divided by the group's mean, so that groups of different layers can be compared.
-"""
+"""Criteria of the weights' size alone. Every function gives one row per coupled tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-import onnx_ir as ir
 
-from spa.coupling import Coupling, Group
-from spa.shapes import tensor_of
+from spa.importance.table import Criterion
+from spa.importance.tensors import GroupTensors, Rows, Score
 
-Score = npt.NDArray[np.float64]
-
-AGGREGATES: dict[str, Callable[[Score], Score]] = {
-    "sum": lambda s: s.sum(0),
-    "mean": lambda s: s.mean(0),
-    "max": lambda s: s.max(0),
-}
-ORDERS = {"l1": 1, "l2": 2}
+if TYPE_CHECKING:
+    from spa.coupling import Coupling
 
 
-def magnitude(coupling: Coupling, criterion: str = "l2", aggregate: str = "mean") -> dict[str, Score]:
-    """Group id -> score per channel [size], mean 1. Each weight is read once."""
-    order = ORDERS[criterion]
-    norms: dict[tuple[ir.Value, int], Score] = {}
-    needed: dict[ir.Value, set[int]] = {}
-    for group in coupling.groups:
-        for dim in group.labels:
-            for value, axis in coupling.parameters.get(dim, ()):
-                needed.setdefault(value, set()).add(axis)
-    for value, axes in needed.items():
-        tensor = tensor_of(value)
-        assert tensor is not None
-        weights = np.abs(tensor.numpy().astype(np.float64))
-        if order == 2:
-            weights *= weights
-        for axis in axes:
-            norms[value, axis] = weights.sum(axis=tuple(i for i in range(weights.ndim) if i != axis))
-    return {g.id: _score(coupling, g, norms, order, AGGREGATES[aggregate]) for g in coupling.groups}
+def l1(group: GroupTensors) -> list[Score]:
+    """|w_c|_1 per tensor (Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710, section 3.1)."""
+    return [np.abs(t.rows()).sum(1, dtype=np.float64) for t in group.tensors]
 
 
-def _score(
-    coupling: Coupling,
-    group: Group,
-    norms: dict[tuple[ir.Value, int], Score],
-    order: int,
-    aggregate: Callable[[Score], Score],
-) -> Score:
-    rows = []
-    for dim, labels in group.labels.items():
-        held = labels >= 0
-        for value, axis in coupling.parameters.get(dim, ()):
-            rows.append(np.bincount(labels[held], norms[value, axis][held], minlength=group.size) ** (1 / order))
-    score = aggregate(np.stack(rows))
-    mean = score.mean()
-    return score / mean if mean > 0 else score
+def l2(group: GroupTensors) -> list[Score]:
+    """|w_c|_2 per tensor (as l1; over coupled tensors: DepGraph, arXiv 2301.12900, section 3.3)."""
+    return [np.sqrt(squares(t.rows())) for t in group.tensors]
+
+
+def bn_scale(group: GroupTensors) -> list[Score]:
+    """|gamma| of every BatchNormalization (Liu et al., Network Slimming, arXiv 1708.06519, section 3)."""
+    found = [t for t in group.tensors if ("BatchNormalization", 1) in t.uses]
+    return [np.abs(t.rows()).sum(1, dtype=np.float64) for t in found]
+
+
+def random(group: GroupTensors) -> list[Score]:
+    """Uniform in [0, 1), from the seed and the group's name: what any criterion must beat."""
+    rng = np.random.default_rng([group.seed, zlib.crc32(group.group.id.encode())])
+    return [rng.random(group.size)]
+
+
+def squares(rows: Rows) -> Score:
+    """Row sums of squares in double precision."""
+    return np.asarray(np.einsum("ce,ce->c", rows, rows, dtype=np.float64), np.float64)
+
+
+L1 = Criterion(l1)
+L2 = Criterion(l2)
+LAMP = Criterion(l2, normalise="lamp")  # Lee et al., arXiv 2010.07611: see spa.importance.combine.lamp
+BN_SCALE = Criterion(bn_scale)
+RANDOM = Criterion(random, normalise="none")
+
+
+def magnitude(coupling: Coupling, criterion: str = "l2", aggregate: str | None = None) -> dict[str, Score]:
+    """Group id -> score per channel by size of the weights, mean 1."""
+    from spa.importance.scores import scores
+
+    return scores(coupling, criterion, aggregate=aggregate)
