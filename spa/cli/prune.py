@@ -21,6 +21,7 @@ from spa.cli.options import (
 from spa.importance.table import CRITERIA
 
 if TYPE_CHECKING:
+    from spa.metric import Metric
     from spa.model import Model
     from spa.pipeline import Result
 
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
 @click.option("--cost-table", type=click.Path(path_type=Path), help="What layers cost on a target: .toml or .json.")
 @click.option(
     "--max-drift", type=float, help="Remove as much as keeps the outputs' drift under this (the default, 0.05)."
+)
+@click.option("--eval", "evaluate", metavar="MODULE:FUNCTION", help="Your metric of an .onnx file, higher is better.")
+@click.option(
+    "--keep-accuracy",
+    type=float,
+    help="Remove as much as lets the metric of --eval fall by at most this, such as 0.01.",
 )
 @click.option(
     "--criterion",
@@ -66,6 +73,11 @@ if TYPE_CHECKING:
     "--calib",
     help="Calibration inputs to choose by and to repair with: FILE.npz or .npy, samples along the first axis; or synthetic.",
 )
+@click.option(
+    "--gradients",
+    type=click.Path(path_type=Path),
+    help="For the criteria taylor, snip and grasp: an .npz of gradients by weight's name.",
+)
 @click.option("--no-compensate", is_flag=True, help="With --calib: do not repair the readers of what is removed.")
 @click.option(
     "--align",
@@ -88,6 +100,7 @@ if TYPE_CHECKING:
 @json_option
 def prune(model: Path, **options: Any) -> None:
     """Prune MODEL, prove the result equal to the masked network, and write it."""
+    from spa.cli.judged import drift_of, metric_of
     from spa.cli.progress import stages
     from spa.model import load, write_atomic
     from spa.planning import Plan
@@ -110,9 +123,12 @@ def prune(model: Path, **options: Any) -> None:
         if targets:
             check_targets(targets)
         sizes = sizes_of(network, parse_shapes(options["shapes"]))
+        metric = metric_of(options)
+        bisected = options["keep_accuracy"] is not None and not options["apply_plan"]
+        dense_metric = metric.of_dense(network) if metric is not None and not bisected else None
         stage("analysing")
         calib = calibration(network, sizes, options)
-        decided, coupling, facts = decide(network, sizes, options, calib, stage)
+        decided, coupling, facts = decide(network, sizes, options, calib, metric, stage)
         before = cost_of(network, sizes)
         stage("pruning and verifying" if not options["no_verify"] else "pruning")
         from spa.inputs import load as load_inputs
@@ -138,7 +154,7 @@ def prune(model: Path, **options: Any) -> None:
             "after": cost_of(result.model, sizes),
             "nonzero": nonzero(result.model),
             "verified": {k: verified[k] for k in ("ok", "max_error", "inputs")} if verified else None,
-            "drift": facts.get("drift", {}),
+            "drift": drift_of(network, result.model, calib, facts.get("drift", {}), metric, dense_metric, stage),
             "groups": len(coupling.groups),
             "pruned_groups": sum(bool(g["removed"]) for g in result.plan.groups),
             "blocked": [{k: b[k] for k in ("group", "reason", "node")} for b in result.plan.blocked],
@@ -181,9 +197,14 @@ def calibration(network: Model, sizes: dict[str, int], options: dict[str, Any]) 
 
 
 def decide(
-    network: Model, sizes: dict[str, int], options: dict[str, Any], calib: list[Any] | None, stage: Any
+    network: Model,
+    sizes: dict[str, int],
+    options: dict[str, Any],
+    calib: list[Any] | None,
+    metric: Metric | None,
+    stage: Any,
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """The plan: replayed, by budget, or by drift."""
+    """The plan: replayed, by budget, by drift, or by metric."""
     from spa.coupling import analyze
     from spa.planning import Plan, plan
 
@@ -198,24 +219,28 @@ def decide(
         budget["size"] = parse_bytes(options["size"])
     if options["max_drift"] is not None:
         budget["max_drift"] = options["max_drift"]
+    if options["keep_accuracy"] is not None:
+        budget["keep_accuracy"] = options["keep_accuracy"]
     if len(budget) > 1:
         raise click.UsageError(f"one budget at a time: {', '.join('--' + k.replace('_', '-') for k in budget)}")
     stage("planning")
-    if not budget or "max_drift" in budget:
+    if not budget or "max_drift" in budget or "keep_accuracy" in budget:
+        from spa.cli.judged import keep_metric
         from spa.drift import MAX_DRIFT, plan_by_drift
 
-        decided, drift = plan_by_drift(
-            network,
-            coupling,
-            budget.get("max_drift", MAX_DRIFT),
-            feeds=calib,
-            sizes=sizes,
-            seed=options["seed"],
-            repair=not options["no_compensate"],
-            **choice,
-        )
+        choice |= {
+            "seed": options["seed"],
+            "sizes": sizes,
+            "repair": not options["no_compensate"],
+            "fold": not options["no_fold"],
+        }
+        if metric is not None and "keep_accuracy" in budget:
+            decided, drift = keep_metric(network, coupling, metric, budget["keep_accuracy"], calib, **choice)
+        else:
+            limit = budget.get("max_drift", MAX_DRIFT)
+            decided, drift = plan_by_drift(network, coupling, limit, feeds=calib, **choice)
         return decided, coupling, {"drift": drift}
-    extra = {"cost_table": options["cost_table"], "seed": options["seed"]}
+    extra = {k: options[k] for k in ("cost_table", "gradients", "seed")}
     return plan(network, coupling, calib=calib, **budget, **choice, **extra), coupling, {}
 
 
@@ -265,6 +290,8 @@ def show(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from spa.cli.judged import lines
+
     table = Table("", "before", "after", "kept")
     for key in ("params", "macs", "bytes"):
         a, b = document["before"][key], document["after"][key]
@@ -280,6 +307,8 @@ def show(document: dict[str, Any]) -> None:
     console.print(
         f"{document['pruned_groups']} of {document['groups']} groups pruned, {len(document['blocked'])} blocked; {proof}"
     )
+    for text in lines(document["drift"]):
+        console.print(text, markup=False, highlight=False)
     for name, target in document["targets"].items():
         console.print(
             f"{name}: {target['path']} ({human(target['bytes'])}B, {human(target['code_bytes'])}B of it code)"
