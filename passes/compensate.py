@@ -1,19 +1,26 @@
 """Compensate: make up in the readers for the channels that go, by least squares on what the readers will see.
 
-With the kept features x_K, the removed ones x_P, their covariance C and means m, the closest affine map to W x + b is
+A reader gave y = W x + b in the dense network. In the pruned one it sees x', of which the features K are kept. With
+central second moments of x' and of y with x', the closest affine map from x'_K to a target t is
 
-    W' = W_K + W_P C_PK (C_KK + d I)^-1         b' = b + W m - W' m_K
+    W' = W_K + (T - W_K C)_K (C_KK + d I)^-1      b' = mean(t) - W' mean(x'_K)      C = E[x' x'^T], T = E[t x'^T]
 
-in the sense of mean squared error (normal equations; d shrinks the correction, not the weights). d is chosen per reader
-from a few multiples of the mean variance by the error on held-back inputs. Then every output is
-scaled back to the variance it had, as re-estimating a batch normalisation would. Readers are mended in order of
-execution, on the activations of the network mended so far.
+in the sense of mean squared error (normal equations; d shrinks the correction, not the weights). The target lies
+between what the dense weights make of the inputs as they are now and what the dense network gave,
+
+    t = (1 - a) (W x' + b) + a y                  0 <= a <= 1
+
+where a = 1 also corrects the errors of earlier layers ("asymmetric calibration", GPTAQ, arXiv 2504.02692, eq. 5), and
+fits more noise. d and a are chosen per reader, by the error against y on held-back inputs. Then every output is scaled
+to the variance that it had in the dense network, as re-estimating a batch normalisation would: least squares gives
+back the predictable part of an output, which varies less, and layer upon layer the signal would fade. Readers are
+mended in order of execution, on the activations of the network mended so far.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +29,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 from scipy import linalg
 
-from spa.calibration import MAX_FEATURES, Moments, Reader, Walk, measure, readers
-from spa.coupling import Coupling
+from spa.calibration import HELD, MAX_FEATURES, Moments, Reader, Walk, contractions, measure
+from spa.calibration.moments import Statistics
+from spa.calibration.walk import used_names
+from spa.coupling import Coupling, Group
 from spa.coupling.analysis import Mask, is_weight
 from spa.coupling.axes import Op
+from spa.drift import drift
 from spa.inputs import Feeds
 from spa.model import Model
 
@@ -36,15 +46,19 @@ DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the kept fea
 
 @dataclass(frozen=True)
 class Repair:
-    """What was done to one reader: relative output error on held-back inputs without and with repair."""
+    """What was done to one reader. Errors are relative to the variance of its outputs in the dense network, on held-back
+    inputs, without and with repair; `condition` of the damped second moments, `rank` of the undamped ones."""
 
     reader: str
     removed: int
     features: int
     samples: int
     damping: float
+    share: float
     before: float
     after: float
+    rank: int
+    condition: float
 
 
 def ensure_biases(model: Model) -> Model:
@@ -73,35 +87,48 @@ def ensure_biases(model: Model) -> Model:
     return copy
 
 
-def compensate(coupling: Coupling, gone: dict[int, Mask], feeds: list[Feeds]) -> tuple[Model, list[Repair]]:
-    """The network of `coupling` in full size, its readers mended for the removal of `gone`, and what was done."""
+def compensate(
+    coupling: Coupling,
+    gone: dict[int, Mask],
+    feeds: list[Feeds],
+    tick: Callable[[int, int], Any] = lambda done, total: None,
+) -> tuple[Model, list[Repair]]:
+    """The network of `coupling` in full size, its readers mended for the removal of `gone`, and what was done.
+
+    Where the network mended drifts further from the dense one on held-back inputs than left alone, it is left alone."""
     model = coupling.model
-    walk = Walk(model, feeds)
-    found = readers(coupling)
-    affected = [r for r in found if coupling.dims.of[r.weight, r.axis] in gone and r.weight.name in walk.constants]
+    walk, dense = Walk(model, feeds), Walk(model, feeds)
+    found = [r for r in contractions(coupling) if r.weight.name in walk.constants]
+    lost = {
+        r: r.spread(gone.get(coupling.dims.of.get((r.weight, r.axis), -1), np.zeros(r.shape[r.axis], bool)))
+        for r in found
+    }
+    silence(walk, coupling, gone, {r.op for r in found if lost[r].any()})
+    seen = reached(walk, {r.weight.name or "" for r in found if lost[r].any()})
     uses = Counter(r.weight for r in found)
-    silence(walk, coupling, gone, {r.op for r in affected})
-    repairs, changed = [], set()
-    for reader in affected:
-        name, bias = reader.weight.name or "", bias_of(reader)
-        lost = np.repeat(gone[coupling.dims.of[reader.weight, reader.axis]], reader.taps)
+    affected = [r for r in found if lost[r].any() or r.x.name in seen]
+    repairs = []
+    for number, reader in enumerate(affected):
         walk.advance(reader.op.out.name)
+        dense.advance(reader.op.out.name)
+        name, bias = reader.weight.name or "", reader.bias()
         old = walk.constant(name)
-        new, shift = reader.tensor(np.where(lost, 0.0, reader.matrix(old)), old), None
+        new = reader.tensor(np.where(lost[reader][:, None], 0.0, reader.matrix(old)), old)
         # a weight that several nodes read has no one input to fit
         if reader.features <= MAX_FEATURES and uses[reader.weight] == 1:
-            repair, mended, shift = mend(reader, measure(reader, walk.live), old, lost, fit_bias=bias is not None)
+            moments = measure(reader, walk.live, dense.live, dense.constant(name))
+            repair, new, shift = mend(reader, moments, old, lost[reader], fit_bias=bias is not None)
             repairs.append(repair)
-            new = mended
+            if bias is not None:
+                b = walk.constant(bias.name or "")
+                walk.replace(bias.name or "", (b + shift.reshape(b.shape)).astype(b.dtype))
         walk.replace(name, new)
-        changed.add(name)
-        if bias is not None and shift is not None:
-            walk.replace(bias, (walk.constant(bias) + shift).astype(old.dtype))
-            changed.add(bias)
-    out = model.clone()
-    for name in changed:
-        out.ir.graph.initializers[name].const_value = ir.tensor(walk.constant(name), name=name)
-    return out, repairs
+        tick(number + 1, len(affected))
+    walk.advance()
+    dense.advance()
+    if repairs and drift(outputs(dense), outputs(walk)) > drift(outputs(dense), unmended(coupling, gone, feeds)):
+        return model, []
+    return with_constants(model, walk), repairs
 
 
 def silence(walk: Walk, coupling: Coupling, gone: dict[int, Mask], known: set[Op]) -> None:
@@ -111,22 +138,30 @@ def silence(walk: Walk, coupling: Coupling, gone: dict[int, Mask], known: set[Op
     recurrent cell) is masked altogether; of the others only the readers' columns go, when their turn comes."""
     for group in coupling.groups:
         lost = {d for d in group.labels if d in gone}
-        if not lost or not any(ends_here(coupling, op, lost) and op not in known for op in coupling.ops):
-            continue
-        for value in coupling.constants:
+        if lost and unreadable(coupling, group, known):
+            for name, array in masked_weights(coupling, group, gone, walk.constant, set(walk.constants)).items():
+                walk.replace(name, array)
+
+
+def masked_weights(
+    coupling: Coupling, group: Group, gone: dict[int, Mask], constant: Callable[[str], Any], names: set[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """The group's weights without its channels that are gone."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for dim in group.labels.keys() & gone.keys():
+        index = np.flatnonzero(gone[dim] & (group.labels[dim] >= 0))
+        for value, axis in coupling.parameters.get(dim, ()):
             name = value.name or ""
-            axes = [
-                a
-                for a in range(len(coupling.shapes.shape.get(value) or ()))
-                if coupling.dims.of.get((value, a)) in lost
-            ]
-            if not axes or name not in walk.constants or not is_weight(value):
-                continue
-            array = walk.constant(name).copy()
-            for axis in axes:
-                dim = coupling.dims.of[value, axis]
-                array[(slice(None),) * axis + (np.flatnonzero(gone[dim] & (group.labels[dim] >= 0)),)] = 0
-            walk.replace(name, array)
+            if name in names and is_weight(value):
+                array = found.setdefault(name, constant(name).copy())
+                array[(slice(None),) * axis + (index,)] = 0
+    return found
+
+
+def unreadable(coupling: Coupling, group: Group, known: set[Op]) -> bool:
+    """Does the group end in an op that is not one of these readers?"""
+    dims = set(group.labels)
+    return any(ends_here(coupling, op, dims) and op not in known for op in coupling.ops)
 
 
 def ends_here(coupling: Coupling, op: Op, dims: set[int]) -> bool:
@@ -143,68 +178,132 @@ def ends_here(coupling: Coupling, op: Op, dims: set[int]) -> bool:
     return touches(op.inputs) and not touches(op.outputs)
 
 
-def bias_of(reader: Reader) -> str | None:
-    if reader.op.kind in ("Conv", "Gemm"):
-        value = reader.op.input(2)
-        return value.name if value is not None and value.is_initializer() and len(value.uses()) == 1 else None
-    return None
-
-
 def mend(
     reader: Reader, moments: Moments, weight: npt.NDArray[Any], lost: Mask, *, fit_bias: bool
-) -> tuple[Repair, npt.NDArray[Any], npt.NDArray[np.float64]]:
-    """The repaired weight (zero where features went), and what to add to the bias."""
+) -> tuple[Repair, npt.NDArray[Any], Matrix]:
+    """The repaired weight (zero where features went), and what to add to the bias [outputs].
+
+    `lost` [groups, features]. Without a bias to fit, second moments are not centred."""
     w = reader.matrix(weight)
-    best: tuple[float, float, Matrix] | None = None
+    base = np.where(lost[:, None], 0.0, w)
+    fitted, held = moments.statistics(0, fit_bias), moments.statistics(1, fit_bias)
+    if not moments.count[1]:
+        held = fitted
+    scale = max(1e-30, float(moments.statistics(None).yy.sum()))
+    before = squared_error(base, moments.statistics(1 if moments.count[1] else None, False)) / scale
+    best: tuple[float, float, float, Matrix] | None = None
     for damping in DAMPINGS:
-        new = np.stack([solve(w[g], moments.covariance(g, 0), lost, damping) for g in range(reader.groups)])
-        error = relative_error(w, new, moments, part=1)
+        local, onward = corrections(w, base, fitted, lost, damping)
+        share = line_search(base + local, onward, held)
+        new = base + local + share * onward
+        error = squared_error(new, held) / scale
         if best is None or error < best[0]:
-            best = error, damping, new
+            best = error, damping, share, new
     assert best is not None
-    before = relative_error(w, np.where(lost, 0.0, w), moments, part=1)
-    error, damping, fitted = best
-    new = np.stack([solve(w[g], moments.covariance(g), lost, damping) for g in range(reader.groups)])
+    error, damping, share, new = best
+    everything = moments.statistics(None, fit_bias)
+    local, onward = corrections(w, base, everything, lost, damping)
+    final = base + local + share * onward
     # the same gain, found without the held-back inputs, judged on them
-    gained = relative_error(w, fitted * variance_gain(w, fitted, moments, 0), moments, part=1)
+    gained = squared_error(new * variance_gain(new, fitted), held) / scale
     if gained <= before:
-        error, new = gained, new * variance_gain(w, new, moments, None)
-    shift = np.concatenate([(w[g] - new[g]) @ moments.mean(g) for g in range(reader.groups)])
-    if not fit_bias:
-        shift = np.zeros_like(shift)
-    repair = Repair(reader.name, int(lost.sum()), reader.features, int(sum(moments.count)), damping, before, error)
-    return repair, reader.tensor(new, weight), shift
+        error, final = gained, final * variance_gain(final, everything)
+    if error > before:
+        error, final = before, base
+    shift = everything.y - np.einsum("gof,gf->go", final, everything.x) if fit_bias else np.zeros(w.shape[:2])
+    rank, condition = spectrum(everything.xx, lost, damping)
+    facts = (int(lost.any(0).sum()), reader.features, int(sum(moments.count)), damping, share, before, error)
+    return Repair(reader.name, *facts, rank, condition), reader.tensor(final, weight), shift.reshape(-1)
 
 
-def variance_gain(w: Matrix, new: Matrix, moments: Moments, part: int | None) -> Matrix:
-    """[groups, outputs, 1]: what gives each output of the fit the variance it had. Least squares returns the predictable
-    part of an output, which varies less; layer upon layer the signal would fade."""
-    gains = []
-    for g in range(len(w)):
-        c = moments.covariance(g, part)
-        had, has = (np.einsum("of,of->o", m @ c, m) for m in (w[g], new[g]))
-        gains.append(np.sqrt(np.maximum(had, 0) / np.maximum(has, 1e-12)))
-    clipped: Matrix = np.clip(np.stack(gains), 1.0, MAX_GAIN)[:, :, None]
-    return clipped
+def corrections(w: Matrix, base: Matrix, s: Statistics, lost: Mask, damping: float) -> tuple[Matrix, Matrix]:
+    """What to add to the kept weights: for what the dense weights make of these inputs, and from there to what they
+    made of the dense network's. Both are solutions with the same matrix, one per group."""
+    now = w @ s.xx
+    wanted = np.concatenate([now - base @ s.xx, s.yx - now], axis=1)
+    found = np.zeros_like(wanted)
+    for mask in np.unique(lost, axis=0):
+        members, kept = np.flatnonzero((lost == mask).all(1)), np.flatnonzero(~mask)
+        block = s.xx[np.ix_(members, kept, kept)]
+        found[np.ix_(members, np.arange(wanted.shape[1]), kept)] = np.linalg.solve(
+            damped(block, damping), wanted[members][:, :, kept].transpose(0, 2, 1)
+        ).transpose(0, 2, 1)
+    return found[:, : w.shape[1]], found[:, w.shape[1] :]
 
 
-def solve(w: Matrix, covariance: Matrix, lost: Mask, damping: float) -> Matrix:
-    kept = ~lost
-    block = covariance[np.ix_(kept, kept)]
-    scale = float(np.trace(block)) / max(1, kept.sum())
-    factor = linalg.cho_factor(block + np.eye(len(block)) * (damping * scale + 1e-12))
-    correction = linalg.cho_solve(factor, covariance[np.ix_(kept, lost)] @ w[:, lost].T).T
-    new = np.zeros_like(w)
-    new[:, kept] = w[:, kept] + correction
-    return new
+def damped(xx: Matrix, damping: float) -> Matrix:
+    """xx [..., F, F] + damping times its mean diagonal, and never singular."""
+    size = xx.shape[-1]
+    scale = np.trace(xx, axis1=-2, axis2=-1)[..., None, None] / max(1, size)
+    shifted: Matrix = xx + np.eye(size) * (damping * scale + 1e-12)
+    return shifted
 
 
-def relative_error(w: Matrix, new: Matrix, moments: Moments, part: int) -> float:
-    """Variance of the output error over that of the output, on one part of the inputs (the bias absorbs the means)."""
-    error = energy = 0.0
-    for g in range(len(w)):
-        c = moments.covariance(g, part)
-        delta = w[g] - new[g]
-        error += float(np.einsum("of,fg,og->", delta, c, delta, optimize=True))
-        energy += float(np.einsum("of,fg,og->", w[g], c, w[g], optimize=True))
-    return error / energy if energy > 0 else 0.0
+def line_search(start: Matrix, direction: Matrix, s: Statistics) -> float:
+    """The share in [0, 1] of `direction` with the least squared error."""
+    bend = float(np.einsum("gof,gof->", direction @ s.xx, direction))
+    slope = float(np.einsum("gof,gof->", s.yx - start @ s.xx, direction))
+    return min(1.0, max(0.0, slope / bend)) if bend > 0 else 0.0
+
+
+def squared_error(new: Matrix, s: Statistics) -> float:
+    """E |y - W' x|^2 (of the centred ones where the statistics are central)"""
+    return max(0.0, float(s.yy.sum() + np.einsum("gof,gof->", new @ s.xx - 2 * s.yx, new)))
+
+
+def variance_gain(new: Matrix, s: Statistics) -> Matrix:
+    """[groups, outputs, 1]: what gives each output of the fit the variance it had in the dense network."""
+    has = np.einsum("gof,gof->go", new @ s.xx, new)
+    gain: Matrix = np.sqrt(np.maximum(s.yy, 0) / np.maximum(has, 1e-12))
+    return np.clip(gain, 1.0, MAX_GAIN)[:, :, None]
+
+
+def spectrum(xx: Matrix, lost: Mask, damping: float) -> tuple[int, float]:
+    """Rank of the kept features' second moments, and condition number of the damped ones; the worst of the groups."""
+    ranks, conditions = [], []
+    for g in range(len(xx)):
+        kept = ~lost[g]
+        values = linalg.eigvalsh(xx[g][np.ix_(kept, kept)]) if kept.any() else np.ones(1)
+        top = max(float(values[-1]), 1e-30)
+        floor = damping * float(values.mean())
+        ranks.append(int((values > top * len(values) * np.finfo(np.float32).eps).sum()))
+        conditions.append((top + floor) / max(float(values[0]) + floor, 1e-12 * top))
+    return min(ranks), max(conditions)
+
+
+def reached(walk: Walk, names: set[str]) -> set[str]:
+    """All values that depend on these constants."""
+    found = set(names) | walk.changed
+    for node in walk.nodes:
+        if any(n in found for n in used_names(node)):
+            found.update(node.output)
+    return found
+
+
+def outputs(walk: Walk) -> list[list[Any]]:
+    """Of the held-back inputs, of a walk that has arrived."""
+    return [[values[n] for n in walk.outputs] for values in walk.live[HELD - 1 :: HELD] or walk.live]
+
+
+def unmended(coupling: Coupling, gone: dict[int, Mask], feeds: list[Feeds]) -> list[list[Any]]:
+    """Outputs of the masked network on the held-back inputs."""
+    walk = Walk(coupling.model, feeds[HELD - 1 :: HELD] or feeds)
+    silence(walk, coupling, gone, set())
+    for reader in contractions(coupling):
+        dim = coupling.dims.of.get((reader.weight, reader.axis), -1)
+        if dim in gone and reader.weight.name in walk.constants:
+            name = reader.weight.name
+            old = walk.constant(name)
+            walk.replace(
+                name,
+                reader.tensor(np.where(reader.spread(gone[dim])[:, None], 0.0, reader.matrix(old)), old),
+            )
+    walk.advance()
+    return [[values[n] for n in walk.outputs] for values in walk.live]
+
+
+def with_constants(model: Model, walk: Walk) -> Model:
+    out = model.clone()
+    for name in walk.changed:
+        out.ir.graph.initializers[name].const_value = ir.tensor(walk.constant(name), name=name)
+    return out

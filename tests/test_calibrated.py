@@ -12,12 +12,12 @@ from onnx_text import parse
 from oracle import onnxruntime
 
 import spa
-from spa.calibration import Walk, load, measure, readers, split_batches
+from spa.calibration import Moments, Walk, load, measure, readers, split_batches
 from spa.errors import UsageError
 from spa.importance.obs import Task, damped, eliminate
 from spa.model import Model
-from spa.passes.compensate import ensure_biases, mend, solve
-from spa.sensitivity import knapsack
+from spa.passes.compensate import compensate, corrections, ensure_biases, mend
+from spa.knapsack import knapsack
 
 
 def conv_net(rng: np.random.Generator, kernel: int, stride: int, pad: int, groups: int, dilation: int = 1) -> Model:
@@ -50,7 +50,7 @@ def test_unfolded_inputs_times_the_weight_are_the_convolution(
     x = rng.standard_normal((2, 3, 9, 9)).astype(np.float32)
     walk = Walk(model, [{"x": x}])
     walk.advance("y")
-    rows = reader.unfold(walk.live[0]["r"], rng, 10**6)
+    rows = reader.unfold(walk.live[0], rng, 10**6)
     weight = reader.matrix(walk.constant("w1"))
     y = np.concatenate([r @ w.T for r, w in zip(rows, weight, strict=True)], axis=1) + walk.constant("b1")
     expected = onnxruntime(proto, {"x": x})[0]
@@ -125,22 +125,29 @@ def test_repair_is_never_worse_than_none_on_held_back_inputs(seed: int) -> None:
     walk = Walk(model, [{"x": rng.standard_normal((4, 3, 9, 9)).astype(np.float32)} for _ in range(8)])
     walk.advance("y")
     reader = readers(spa.analyze(model))[0]
-    moments = measure(reader, walk.live)
-    lost = np.repeat(rng.random(reader.features // reader.taps) < 0.5, reader.taps)
-    lost[-reader.taps :] = False
+    moments = measure(reader, walk.live, walk.live, walk.constant("w1"))
+    channels = rng.random(reader.features // reader.taps) < 0.5
+    channels[-1] = False
+    lost = reader.spread(channels)
     repair, new, _ = mend(reader, moments, walk.constant("w1"), lost, fit_bias=True)
     assert repair.after <= repair.before
-    assert not reader.matrix(new)[:, :, lost].any()
+    assert not reader.matrix(new)[np.broadcast_to(lost[:, None], reader.matrix(new).shape)].any()
 
 
-def test_solve_is_the_least_squares_solution() -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_correction_is_the_least_squares_fit_to_its_target(share: float) -> None:
     rng = np.random.default_rng(3)
-    x = correlated(rng, 8)
-    x -= x.mean(0)
-    w, lost = rng.standard_normal((3, 8)), np.arange(8) < 3
-    new = solve(w, x.T @ x / len(x), lost, 0.0)
-    expected = np.linalg.lstsq(x[:, ~lost], x @ w.T, rcond=None)[0].T
-    np.testing.assert_allclose(new[:, ~lost], expected, rtol=1e-6)
+    x, now = correlated(rng, 8), correlated(rng, 8)
+    w, lost = rng.standard_normal((1, 3, 8)), np.arange(8) < 3
+    moments = Moments(1, 8, 3)
+    moments.add(now[None], False, (x @ w[0].T)[None])
+    statistics = moments.statistics(0)
+    base = np.where(lost, 0.0, w)
+    local, onward = corrections(w, base, statistics, lost[None], 0.0)
+    target = (1 - share) * now @ w[0].T + share * x @ w[0].T
+    rows = np.column_stack([now[:, ~lost], np.ones(len(now))])  # the bias is one more input
+    expected = np.linalg.lstsq(rows, target, rcond=None)[0][:-1].T
+    np.testing.assert_allclose((base + local + share * onward)[0][:, ~lost], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(6))

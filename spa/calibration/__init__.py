@@ -1,7 +1,7 @@
 """Calibration: inputs from files, folders or nothing, and statistics of what a network's weights read on them."""
 
 from spa.calibration.moments import HELD, MAX_FEATURES, Moments, measure
-from spa.calibration.readers import Reader, readers
+from spa.calibration.readers import Reader, contractions, readers
 from spa.calibration.sources import load, split_batches
 from spa.calibration.walk import Walk, open_session
 
@@ -11,6 +11,7 @@ __all__ = [
     "Moments",
     "Reader",
     "Walk",
+    "contractions",
     "load",
     "measure",
     "open_session",

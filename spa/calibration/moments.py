@@ -1,4 +1,8 @@
-"""Second moments of what readers read, gathered batch by batch in float64; large convolutions are sampled, seeded."""
+"""Second moments of what readers read and should give, gathered batch by batch in float64; large inputs are sampled.
+
+With the inputs x of a reader in the network as it is now, and the outputs y that it gave in the dense network, all that
+least squares needs are the sums of x, y, x xT, y xT and y^2. They are kept apart for fitted and held-back inputs.
+"""
 
 from __future__ import annotations
 
@@ -7,53 +11,99 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from spa.calibration.readers import Array, Matrix, Reader
+from spa.calibration.readers import Array, Matrix, Reader, Values
 
 MAX_FEATURES = 6144  # wider inputs are not gathered: their moments would not fit
 ROWS = 24  # sampled rows per feature, at least
-HELD = 4  # every fourth input is held back, to judge damping on what was not fitted
+WORK = 4e9  # multiply-accumulates per reader that more rows may cost
+HELD = 4  # every fourth input is held back, to judge by what was not fitted
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Means per group of x [F] and y [O]; second moments xx [G, F, F], yx [G, O, F], yy [G, O], central or not."""
+
+    x: Matrix
+    y: Matrix
+    xx: Matrix
+    yx: Matrix
+    yy: Matrix
 
 
 @dataclass(eq=False)
 class Moments:
-    """Sums over rows of x and x x^T, kept apart for fitted (0) and held-back (1) inputs; one matrix per group."""
+    """Sums over rows, for fitted (0) and held-back (1) inputs. Without `outputs` nothing is known of y."""
 
     groups: int
     features: int
+    outputs: int = 0
     count: list[float] = field(default_factory=lambda: [0.0, 0.0])
     first: Matrix = field(init=False)
     second: Matrix = field(init=False)
+    target: Matrix = field(init=False)
+    cross: Matrix = field(init=False)
+    energy: Matrix = field(init=False)
 
     def __post_init__(self) -> None:
-        self.first = np.zeros((2, self.groups, self.features))
-        self.second = np.zeros((2, self.groups, self.features, self.features))
+        g, f, o = self.groups, self.features, self.outputs
+        self.first, self.second = np.zeros((2, g, f)), np.zeros((2, g, f, f))
+        self.target, self.cross, self.energy = np.zeros((2, g, o)), np.zeros((2, g, o, f)), np.zeros((2, g, o))
 
-    def add(self, rows: Sequence[Array], held: bool) -> None:
-        self.count[held] += len(rows[0])
-        for g, x in enumerate(rows):
-            x = x.astype(np.float32, copy=False)
-            self.first[int(held), g] += x.sum(0, dtype=np.float64)
-            self.second[int(held), g] += x.T @ x
+    def add(self, x: Array, held: bool, y: Array | None = None) -> None:
+        """x [groups, rows, features], y [groups, rows, outputs]"""
+        x, part = x.astype(np.float32, copy=False), int(held)
+        self.count[part] += x.shape[1]
+        self.first[part] += x.sum(1, dtype=np.float64)
+        self.second[part] += x.transpose(0, 2, 1) @ x
+        if y is not None:
+            y = y.astype(np.float32, copy=False)
+            self.target[part] += y.sum(1, dtype=np.float64)
+            self.cross[part] += y.transpose(0, 2, 1) @ x
+            self.energy[part] += np.square(y, dtype=np.float64).sum(1)
 
     def mean(self, g: int, part: int | None = None) -> Matrix:
-        parts = [0, 1] if part is None else [part]
-        total: Matrix = self.first[parts, g].sum(0) / max(1.0, sum(self.count[p] for p in parts))
-        return total
+        """[features]"""
+        mean: Matrix = self.statistics(part).x[g]
+        return mean
 
     def covariance(self, g: int, part: int | None = None) -> Matrix:
         """[features, features], of all inputs, or of the fitted (0) or held-back (1) ones."""
         parts = [0, 1] if part is None else [part]
-        mean = self.mean(g, part)
-        total: Matrix = self.second[parts, g].sum(0) / max(1.0, sum(self.count[p] for p in parts))
+        count = max(1.0, sum(self.count[p] for p in parts))
+        mean = self.first[parts, g].sum(0) / count
+        total: Matrix = self.second[parts, g].sum(0) / count
         return total - np.outer(mean, mean)
 
+    def statistics(self, part: int | None = None, central: bool = True) -> Statistics:
+        parts = [0, 1] if part is None else [part]
+        count = max(1.0, sum(self.count[p] for p in parts))
+        x, y, xx, yx, yy = (
+            a[parts].sum(0) / count for a in (self.first, self.target, self.second, self.cross, self.energy)
+        )
+        if central:
+            xx = xx - x[:, :, None] * x[:, None, :]
+            yx, yy = yx - y[:, :, None] * x[:, None, :], yy - y * y
+        return Statistics(x, y, xx, yx, yy)
 
-def measure(reader: Reader, live: Sequence[dict[str, Array]], seed: int = 0) -> Moments:
-    """Moments of what a reader reads, over the batches of a `Walk` that stands before it."""
-    rng = np.random.default_rng(seed)
-    moments = Moments(reader.groups, reader.features)
-    name = reader.x.name or ""
-    rows = max(256, ROWS * reader.features) // max(1, len(live))
+
+def measure(
+    reader: Reader,
+    live: Sequence[Values],
+    dense: Sequence[Values] | None = None,
+    weight: Array | None = None,
+    seed: int = 0,
+) -> Moments:
+    """Moments of what a reader reads, over the batches of a `Walk` that stands before it; with the same of the dense
+    network and its weight, also of what the reader gave there."""
+    moments = Moments(reader.groups, reader.features, 0 if dense is None else reader.outputs)
+    work = WORK / (reader.groups * reader.features * (reader.features + moments.outputs))
+    rows = max(1, int(max(256, ROWS * reader.features, work)) // max(1, len(live)))
+    matrix = None if weight is None else reader.matrix(weight).astype(np.float32).transpose(0, 2, 1)
     for number, values in enumerate(live):
-        moments.add(reader.unfold(values[name], rng, max(1, rows)), held=number % HELD == HELD - 1)
+        x = reader.unfold(values, np.random.default_rng((seed, number)), rows)
+        y = None
+        if dense is not None:
+            same = reader.unfold(dense[number], np.random.default_rng((seed, number)), rows)
+            y = same.astype(np.float32, copy=False) @ matrix
+        moments.add(x, number % HELD == HELD - 1, y)
     return moments

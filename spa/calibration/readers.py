@@ -1,12 +1,14 @@
-"""Readers: the nodes whose weights can be mended.
+"""Readers: the nodes whose weights can be mended, each seen as a matrix product.
 
-A *reader* is a contraction with a constant weight (Conv, Gemm, MatMul). Its input is unfolded into feature vectors x,
-one per output position, so that the output is W x + b.
+A *reader* is a contraction with a constant weight: a convolution (also transposed, grouped, depthwise), a matrix
+product, the recurrent product of a recurrent cell. Its input is unfolded into feature vectors x, so that the output is
+W x + b, with one W per group: the matrix view [groups, outputs, features].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,58 +24,153 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Matrix = npt.NDArray[np.float64]
+Values = Mapping[str, Array]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Reader:
-    """`weight` of `op` read as a matrix [outputs, features], per group of a grouped convolution.
-
-    `labels(dim labels)` spreads labels of the contracted axis over features."""
+    """`axis` of `weight` is the contracted one; it holds `taps` features per channel and group."""
 
     op: Op
     x: ir.Value
     weight: ir.Value
-    axis: int  # of the weight: the contracted one
+    axis: int
     groups: int = 1
+    taps: int = 1
 
     @property
     def name(self) -> str:
         return self.op.node.name or self.op.out.name or ""
 
     @property
-    def taps(self) -> int:
-        """Features per channel of the contracted axis."""
-        return math.prod(self.op.shape(self.weight)[2:]) if self.op.kind == "Conv" else 1
+    def shape(self) -> tuple[int, ...]:
+        return self.op.shape(self.weight)
 
     @property
     def features(self) -> int:
-        return self.op.shape(self.weight)[self.axis] * self.taps
+        """Per group."""
+        return self.shape[self.axis] * self.taps
+
+    @property
+    def outputs(self) -> int:
+        """Per group."""
+        return math.prod(self.shape) // (self.features * self.groups)
 
     def matrix(self, weight: Array) -> Matrix:
-        """[groups, outputs per group, features]"""
-        w = weight.astype(np.float64)
-        if self.op.kind == "Conv":
-            return w.reshape(self.groups, w.shape[0] // self.groups, -1)
-        return (w if self.axis == 1 else w.T)[None]
+        """[groups, outputs, features]"""
+        raise NotImplementedError
 
     def tensor(self, matrix: Matrix, like: Array) -> Array:
         """The inverse of `matrix`."""
-        if self.op.kind == "Conv":
-            return np.asarray(matrix.reshape(like.shape), like.dtype)
-        return np.asarray(matrix[0] if self.axis == 1 else matrix[0].T, like.dtype)
+        raise NotImplementedError
 
-    def unfold(self, x: Array, rng: np.random.Generator, rows: int) -> list[Array]:
-        """Per group: feature vectors [rows, features], at most about `rows` of them."""
-        if self.op.kind != "Conv":
-            if self.op.kind == "Gemm" and self.op.attr("transA", 0):
-                x = x.T
-            flat = x.reshape(-1, x.shape[-1])
-            return [flat if len(flat) <= rows else flat[rng.choice(len(flat), rows, replace=False)]]
-        return unfold_conv(self.op, x, self.groups, rng, rows)
+    def spread(self, channels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What belongs to the channels of the contracted axis, per feature: [groups, features]."""
+        return np.broadcast_to(np.repeat(channels, self.taps), (self.groups, self.features))
+
+    def unfold(self, values: Values, rng: np.random.Generator, rows: int) -> Array:
+        """Feature vectors [groups, rows, features]; where there are more positions than about `rows`, a sample."""
+        raise NotImplementedError
+
+    def bias(self) -> ir.Value | None:
+        """A constant of its own, one number per output, that is added to the product."""
+        return None
 
 
-def unfold_conv(op: Op, x: Array, groups: int, rng: np.random.Generator, rows: int) -> list[Array]:
-    """x [N, C, ...] -> per group [rows, C/groups * taps], features in the order of the weight (channel, then tap)."""
+class Product(Reader):
+    """Gemm, and MatMul with a constant on the right; a stack of matrices is one group each."""
+
+    def matrix(self, weight: Array) -> Matrix:
+        w = weight.astype(np.float64)
+        stacked = w.reshape(self.groups, *w.shape[-2:])
+        return stacked if self.axis == 1 and w.ndim == 2 else stacked.transpose(0, 2, 1)
+
+    def tensor(self, matrix: Matrix, like: Array) -> Array:
+        back = matrix if self.axis == 1 and like.ndim == 2 else matrix.transpose(0, 2, 1)
+        return np.asarray(back.reshape(like.shape), like.dtype)
+
+    def unfold(self, values: Values, rng: np.random.Generator, rows: int) -> Array:
+        x = values[self.x.name or ""]
+        if self.op.kind == "Gemm" and self.op.attr("transA", 0):
+            x = x.T
+        if self.groups > 1:  # stacked along the axes before the last two
+            x = np.moveaxis(x.reshape(-1, self.groups, *x.shape[-2:]), 1, 0)
+        flat = x.reshape(self.groups, -1, x.shape[-1])
+        return flat[:, sample(flat.shape[1], rows, rng)]
+
+    def bias(self) -> ir.Value | None:
+        if self.op.kind == "Gemm":
+            return own(self.op.input(2))
+        uses = list(self.op.out.uses())
+        if len(uses) != 1 or uses[0].node.op_type != "Add" or uses[0].node.domain or self.groups > 1:
+            return None
+        other = uses[0].node.inputs[1 - uses[0].idx]
+        tensor = tensor_of(other)
+        shape = tuple(tensor.shape.numpy()) if tensor is not None else ()
+        return own(other) if shape and math.prod(shape) == shape[-1] == self.outputs else None
+
+
+class Left(Product):
+    """MatMul with a constant on the left: W [O, F] times x [..., F, N]."""
+
+    def unfold(self, values: Values, rng: np.random.Generator, rows: int) -> Array:
+        flat = np.swapaxes(values[self.x.name or ""], -1, -2)
+        flat = flat.reshape(1, -1, flat.shape[-1])
+        return flat[:, sample(flat.shape[1], rows, rng)]
+
+    def bias(self) -> ir.Value | None:
+        return None
+
+
+class Convolution(Reader):
+    """Features in the order of the weight: channel, then tap."""
+
+    def matrix(self, weight: Array) -> Matrix:
+        return weight.astype(np.float64).reshape(self.groups, weight.shape[0] // self.groups, -1)
+
+    def tensor(self, matrix: Matrix, like: Array) -> Array:
+        return np.asarray(matrix.reshape(like.shape), like.dtype)
+
+    def unfold(self, values: Values, rng: np.random.Generator, rows: int) -> Array:
+        return unfold_conv(self.op, values[self.x.name or ""], self.groups, rng, rows)
+
+    def bias(self) -> ir.Value | None:
+        return own(self.op.input(2))
+
+
+class TransposedConvolution(Reader):
+    """The outputs are what one position adds to its neighbourhood, before overlaps are summed."""
+
+    def matrix(self, weight: Array) -> Matrix:
+        grouped = weight.astype(np.float64).reshape(self.groups, weight.shape[0] // self.groups, -1)
+        return grouped.transpose(0, 2, 1)
+
+    def tensor(self, matrix: Matrix, like: Array) -> Array:
+        return np.asarray(matrix.transpose(0, 2, 1).reshape(like.shape), like.dtype)
+
+    @property
+    def features(self) -> int:
+        return self.shape[0] // self.groups
+
+    def spread(self, channels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return channels.reshape(self.groups, -1)
+
+    def unfold(self, values: Values, rng: np.random.Generator, rows: int) -> Array:
+        x = values[self.x.name or ""]
+        x = np.moveaxis(x, 1, -1).reshape(-1, self.groups, self.features).transpose(1, 0, 2)
+        return x[:, sample(x.shape[1], rows, rng)]
+
+
+def own(value: ir.Value | None) -> ir.Value | None:
+    return value if value is not None and value.is_initializer() and len(value.uses()) == 1 else None
+
+
+def sample(positions: int, rows: int, rng: np.random.Generator) -> Any:
+    return slice(None) if positions <= rows else np.sort(rng.choice(positions, rows, replace=False))
+
+
+def unfold_conv(op: Op, x: Array, groups: int, rng: np.random.Generator, rows: int) -> Array:
+    """x [N, C, ...] -> [groups, rows, C/groups * taps]"""
     kernel = op.shape(op.inputs[1])[2:]
     rank = len(kernel)
     strides = op.attr("strides") or [1] * rank
@@ -86,46 +183,53 @@ def unfold_conv(op: Op, x: Array, groups: int, rng: np.random.Generator, rows: i
         total = [max(0, (o - 1) * s + p - n) for o, s, p, n in zip(out, strides, spans, x.shape[2:], strict=True)]
         low = [t // 2 if "UPPER" in str(mode) else t - t // 2 for t in total]
         pads = [*low, *(t - lo for t, lo in zip(total, low, strict=True))]
-    x = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[rank + i]) for i in range(rank))])
+    if any(pads):
+        x = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[rank + i]) for i in range(rank))])
     counts = [(n - p) // s + 1 for n, p, s in zip(x.shape[2:], spans, strides, strict=True)]
     positions = math.prod(counts)
-    per_input = max(1, math.ceil(rows / len(x)))
-    picked = (
-        np.arange(positions) if positions <= per_input else np.sort(rng.choice(positions, per_input, replace=False))
-    )
+    picked = np.arange(positions)[sample(positions, max(1, math.ceil(rows / len(x))), rng)]
     where = np.unravel_index(picked, counts)
     taps = np.unravel_index(np.arange(math.prod(kernel)), kernel)
     index = tuple(w[:, None] * s + t[None, :] * d for w, s, t, d in zip(where, strides, taps, dilations, strict=True))
     patches = x[(slice(None), slice(None), *index)]  # [N, C, positions, taps]
-    patches = patches.transpose(0, 2, 1, 3)
-    n, p, c, _ = patches.shape
-    return [patches[:, :, g * c // groups : (g + 1) * c // groups].reshape(n * p, -1) for g in range(groups)]
+    n, c, p, k = patches.shape
+    return patches.reshape(n, groups, c // groups, p, k).transpose(1, 0, 3, 2, 4).reshape(groups, n * p, -1)
 
 
-def readers(coupling: Coupling) -> list[Reader]:
-    """All contractions with a constant floating-point weight whose contracted axis a group runs through."""
-    live = {d for g in coupling.groups for d in g.labels}
+def contractions(coupling: Coupling) -> list[Reader]:
+    """All contractions with a constant floating-point weight, in order of execution."""
     found = []
     for op in coupling.ops:
         reader = as_reader(op)
         if reader is None or reader.weight not in coupling.constants:
             continue
         tensor = tensor_of(reader.weight)
-        if tensor is None or not tensor.dtype.is_floating_point():
-            continue
-        if coupling.dims.of.get((reader.weight, reader.axis), -1) in live:
+        if tensor is not None and tensor.dtype.is_floating_point():
             found.append(reader)
     return found
 
 
+def readers(coupling: Coupling) -> list[Reader]:
+    """The contractions whose contracted axis a group runs through."""
+    live = {d for g in coupling.groups for d in g.labels}
+    return [r for r in contractions(coupling) if coupling.dims.of.get((r.weight, r.axis), -1) in live]
+
+
 def as_reader(op: Op) -> Reader | None:
-    if op.kind == "Conv" and op.inputs[1] is not None and op.inputs[0] is not None:
-        groups = int(op.attr("group", 1))
-        if groups > 1 and op.shape(op.inputs[1])[1] == 1:
-            return None  # depthwise: element-wise along channels
-        return Reader(op, op.inputs[0], op.inputs[1], 1, groups)
-    if op.kind in ("Gemm", "MatMul") and op.inputs[0] is not None and op.inputs[1] is not None:
-        if len(op.shape(op.inputs[1])) != 2:
-            return None
-        return Reader(op, op.inputs[0], op.inputs[1], 1 if op.kind == "Gemm" and op.attr("transB", 0) else 0)
+    if op.kind not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return None
+    x, w = op.inputs[0], op.inputs[1]
+    if x is None or w is None or not op.shape(w):
+        return None
+    shape = op.shape(w)
+    if op.kind == "Conv":
+        return Convolution(op, x, w, 1, int(op.attr("group", 1)), math.prod(shape[2:]))
+    if op.kind == "ConvTranspose":
+        return TransposedConvolution(op, x, w, 0, int(op.attr("group", 1)))
+    if op.kind == "MatMul" and tensor_of(x) is not None and len(op.shape(x)) == 2 and len(shape) >= 2:
+        return Left(op, w, x, 1)
+    if len(shape) == 2:
+        return Product(op, x, w, 1 if op.kind == "Gemm" and op.attr("transB", 0) else 0)
+    if op.kind == "MatMul" and len(shape) > 2 and shape[:-2] == op.shape(x)[-len(shape) : -2]:
+        return Product(op, x, w, len(shape) - 2, math.prod(shape[:-2]))
     return None

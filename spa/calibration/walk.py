@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ class Walk:
         self.live: list[dict[str, Array]] = [dict(f) for f in feeds]
         self.outputs = [o.name for o in self.proto.graph.output]
         self.at = 0
+        self.changed: set[str] = set()
         self.place = {o: i for i, n in enumerate(self.nodes) for o in n.output}
         self.last: dict[str, int] = dict.fromkeys(self.outputs, len(self.nodes))
         for i, node in enumerate(self.nodes):
@@ -37,6 +39,7 @@ class Walk:
                 self.last[name] = max(self.last.get(name, -1), i)
 
     def replace(self, name: str, array: Array) -> None:
+        self.changed.add(name)
         self.constants[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
 
     def constant(self, name: str) -> Array:
@@ -62,7 +65,35 @@ class Walk:
             for name in [n for n in values if self.last.get(n, -1) < end]:
                 del values[name]
 
+    def advance_to(self, names: Collection[str]) -> None:
+        """Run all nodes before the first that reads one of these constants."""
+        first = next((n for n in self.nodes[self.at :] if any(u in names for u in used_names(n))), None)
+        if first is not None:
+            self.advance(next(o for o in first.output if o))
+
+    def branch(self, names: Sequence[str]) -> Branch:
+        """The rest of the network from here on, with the constants of these names free."""
+        rest = self.nodes[self.at :]
+        made = {o for n in rest for o in n.output if o}
+        read = {name for n in rest for name in used_names(n)} | {n for n in self.outputs if n not in made}
+        wanted = [n for n in self.outputs if n in made]
+        proto = self._piece(rest, sorted(read - made), wanted, set(names)) if wanted else None
+        inputs = {i.name for i in proto.graph.input} if proto else set()
+        passed = [n for n in self.outputs if n not in made]
+        return Branch(
+            proto.SerializeToString() if proto else b"",
+            self.outputs,
+            wanted,
+            [{n: a for n, a in values.items() if n in inputs or n in passed} for values in self.live],
+            {n: self.constant(n) for n in names if n in inputs},
+        )
+
     def _session(self, piece: list[onnx.NodeProto], inputs: list[str], outputs: list[str]) -> ort.InferenceSession:
+        return open_session(self._piece(piece, inputs, outputs))
+
+    def _piece(
+        self, piece: list[onnx.NodeProto], inputs: list[str], outputs: list[str], free: Collection[str] = ()
+    ) -> onnx.ModelProto:
         first = self.live[0]
         given = [
             onnx.helper.make_tensor_value_info(
@@ -70,27 +101,54 @@ class Walk:
             )
             for n in inputs
             if n not in self.constants and n in first
+        ] + [
+            onnx.helper.make_tensor_value_info(n, self.constants[n].data_type, list(self.constants[n].dims))
+            for n in inputs
+            if n in free
         ]
         graph = onnx.helper.make_graph(
             piece,
             "piece",
             given,
             [onnx.helper.make_empty_tensor_value_info(n) for n in outputs],
-            [self.constants[n] for n in inputs if n in self.constants],
+            [self.constants[n] for n in inputs if n in self.constants and n not in free],
         )
-        return open_session(
-            onnx.helper.make_model(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
-        )
+        return onnx.helper.make_model(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
 
 
-def open_session(proto: onnx.ModelProto) -> ort.InferenceSession:
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """The rest of a network, its constants, the values it starts from per batch, and the constants that may be replaced."""
+
+    proto: bytes
+    outputs: list[str]
+    computed: list[str]
+    live: list[dict[str, Array]]
+    free: dict[str, Array]
+
+    def run(self, trials: Iterable[Mapping[str, Array]]) -> Iterator[list[list[Array]]]:
+        """The network's outputs per batch, for each set of replaced constants."""
+        session = open_session(self.proto) if self.proto else None
+        for weights in trials:
+            results = []
+            for values in self.live:
+                given = {**values, **self.free, **{n: a for n, a in weights.items() if n in self.free}}
+                if session is not None:
+                    fed = {i.name: given[i.name] for i in session.get_inputs()}
+                    given.update(zip(self.computed, session.run(self.computed, fed), strict=True))
+                results.append([np.asarray(given[n]) for n in self.outputs])
+            yield results
+
+
+def open_session(proto: onnx.ModelProto | bytes) -> ort.InferenceSession:
     """For statistics, where onnxruntime's own rewriting is welcome."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    data = proto if isinstance(proto, bytes) else proto.SerializeToString()
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def used_names(node: onnx.NodeProto) -> list[str]:

@@ -9,7 +9,7 @@ that the second of two equal channels is dear once the first is gone.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +33,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Order:
-    """Channels in the order in which they go, and per step the error so far, relative to the outputs' variance."""
+    """Channels in the order in which they go, and per channel the error so far, relative to the outputs' variance;
+    `weights`: number removed -> weight of each task then, re-solved, in float32."""
 
     channels: list[int]
     errors: list[float]
+    weights: dict[int, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
 
 
 def damped(covariance: Matrix, damping: float = DAMPING) -> Matrix:
@@ -44,8 +46,12 @@ def damped(covariance: Matrix, damping: float = DAMPING) -> Matrix:
     return covariance + np.eye(len(covariance)) * (damping * scale + 1e-12)
 
 
-def eliminate(tasks: list[Task], size: int, keep: Collection[int] = (), damping: float = DAMPING) -> Order:
-    """Greedy elimination of all channels of a group but those in `keep`; several readers add up their relative errors."""
+def eliminate(
+    tasks: list[Task], size: int, keep: Collection[int] = (), damping: float = DAMPING, stops: Collection[int] = ()
+) -> Order:
+    """Greedy elimination of all channels of a group but those in `keep`; several readers add up their relative errors.
+
+    At each number of channels in `stops` the weights are noted."""
     inverses = [linalg.inv(damped(t.covariance, damping)) for t in tasks]
     weights = [t.weight.copy() for t in tasks]
     energy = [max(1e-12, float(np.einsum("of,fg,og->", t.weight, t.covariance, t.weight))) for t in tasks]
@@ -56,12 +62,14 @@ def eliminate(tasks: list[Task], size: int, keep: Collection[int] = (), damping:
     errors: list[float] = []
     total = 0.0
     step = max(1, size // CHUNKS)
+    noted: dict[int, list[npt.NDArray[np.float32]]] = {}
     while alive.any():
+        to_stop = min((n - len(order) for n in stops if n > len(order)), default=size)
         costs = np.zeros(size)
         for w, inverse, members, norm in zip(weights, inverses, groups, energy, strict=True):
             costs += _costs(w, inverse, members, alive) / norm
         costs[~alive] = np.inf
-        chosen = np.argsort(costs, kind="stable")[: min(step, int(alive.sum()))]
+        chosen = np.argsort(costs, kind="stable")[: min(step, to_stop, int(alive.sum()))]
         for w, inverse, members, norm in zip(weights, inverses, groups, energy, strict=True):
             index = np.concatenate([members[c] for c in chosen])
             if len(index):
@@ -70,7 +78,9 @@ def eliminate(tasks: list[Task], size: int, keep: Collection[int] = (), damping:
             order.append(int(c))
             errors.append(total)
         alive[chosen] = False
-    return Order(order, errors)
+        if len(order) in stops:
+            noted[len(order)] = [w.astype(np.float32) for w in weights]
+    return Order(order, errors, noted)
 
 
 def _members(labels: Labels, size: int) -> list[Labels]:
