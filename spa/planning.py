@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -200,7 +200,7 @@ def plan(
     align: int = 1,
     keep: Sequence[str] = (),
     calib: Any = None,
-    gradients: Mapping[str, Any] | None = None,
+    gradients: Any = None,
     seed: int = 0,
 ) -> Plan:
     """Decide which channels go. Exactly one of the budgets: `ratio` of the channels of every group (of every class, see
@@ -209,7 +209,7 @@ def plan(
 
     See `spa.importance.table` for `criterion`, `spa.importance.combine` for `aggregate` and `normalise`, `spa.allocate`
     for `scope` and `align`. With calibration inputs (`spa.calibration.load`) the criterion is "obs" and levels are
-    chosen by measured error curves; without them it is "l2"."""
+    chosen by measured error curves; without them it is "l2". `gradients`: see `spa.importance.gradient.load`."""
     from spa import allocate
     from spa.cost import Budget
     from spa.cost_table import CostTable
@@ -273,7 +273,7 @@ def ranked(
     keep: Sequence[str],
     *,
     calib: Any = None,
-    gradients: Mapping[str, Any] | None = None,
+    gradients: Any = None,
     seed: int = 0,
 ) -> tuple[Offers, dict[str, Any]]:
     """What may go in the order in which it does, and the scores behind that."""
@@ -289,6 +289,10 @@ def ranked(
         from spa.sensitivity import moments_of
 
         moments = moments_of(coupling, load(calib, model, seed=seed))
+    if rule.needs == "gradients" and gradients is not None:
+        from spa.importance.gradient import load as load_gradients
+
+        gradients = load_gradients(gradients, coupling)
     spared = matcher(keep, coupling)
     free = [g for g in coupling.groups if not spared(g)]
     found = scores(

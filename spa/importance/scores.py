@@ -15,7 +15,7 @@ from spa.importance.tensors import Score, Statistics, group_tensors
 Normalisation = Callable[[Score], Score]
 MISSING = {
     "moments": ("needs calibration inputs", "calib=..., on the command line --calib FILE or --calib synthetic"),
-    "gradients": ("needs gradients", "see docs/criteria.md"),
+    "gradients": ("needs gradients", "gradients=..., on the command line --gradients FILE.npz; see docs/criteria.md"),
 }
 
 

@@ -29,6 +29,9 @@ CRITERIA = {
     "drift": "spa.importance.activation:DRIFT",
     "variance": "spa.importance.activation:VARIANCE",
     "obs": "spa.importance.activation:OBS",
+    "taylor": "spa.importance.gradient:TAYLOR",
+    "snip": "spa.importance.gradient:SNIP",
+    "grasp": "spa.importance.gradient:GRASP",
 }
 
 

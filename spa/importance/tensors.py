@@ -72,11 +72,6 @@ class Tensor:
         assert tensor is not None
         return by_channel(tensor.numpy(), self.axis, self.labels, self.size)
 
-    def gradient(self) -> Rows | None:
-        """The same of its gradient, where there is one."""
-        found = self.gradients.get(self.name)
-        return None if found is None else by_channel(found, self.axis, self.labels, self.size)
-
 
 def entered(node: ir.Node, position: int, rank: int) -> int | None:
     """The axis of an operand that the node contracts; None where it contracts none."""
