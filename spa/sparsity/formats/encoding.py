@@ -43,6 +43,11 @@ class Grid:
         zero = np.int32(0) if self.zero is None else self.zero[r, g].astype(np.int32)
         return self.scale[r, g], np.asarray(zero)
 
+    def over(self, shape: tuple[int, int]) -> tuple[Array, Array]:
+        """Scale and zero point of every entry of a matrix."""
+        rows, columns = np.indices(shape, sparse=True)
+        return self.at(rows, columns)
+
     def arrays(self) -> dict[str, Array]:
         found = {"scales": self.scale}
         if self.zero is not None:
@@ -70,7 +75,7 @@ class Coded:
         """Which entries are not zero."""
         zero: Any = 0
         if self.grid is not None and self.grid.zero is not None:
-            zero = self.grid.at(*np.indices(self.shape, sparse=True))[1]
+            zero = self.grid.over(self.shape)[1]
         return np.asarray(self.codes != zero)
 
     def dense(self) -> npt.NDArray[np.float32]:
