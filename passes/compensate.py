@@ -109,14 +109,13 @@ def compensate(
     affected = [r for r in found if lost[r].any() or r.x.name in seen]
     repairs = []
     for number, reader in enumerate(affected):
-        walk.advance(reader.op.out.name)
-        dense.advance(reader.op.out.name)
+        live, before = reader.observe(walk), reader.observe(dense)
         name, bias = reader.weight.name or "", reader.bias()
         old = walk.constant(name)
         new = reader.tensor(np.where(lost[reader][:, None], 0.0, reader.matrix(old)), old)
         # a weight that several nodes read has no one input to fit
         if reader.features <= MAX_FEATURES and uses[reader.weight] == 1:
-            moments = measure(reader, walk.live, dense.live, dense.constant(name))
+            moments = measure(reader, live, before, dense.constant(name))
             repair, new, shift = mend(reader, moments, old, lost[reader], fit_bias=bias is not None)
             repairs.append(repair)
             if bias is not None:
@@ -291,8 +290,8 @@ def unmended(coupling: Coupling, gone: dict[int, Mask], feeds: list[Feeds]) -> l
     silence(walk, coupling, gone, set())
     for reader in contractions(coupling):
         dim = coupling.dims.of.get((reader.weight, reader.axis), -1)
-        if dim in gone and reader.weight.name in walk.constants:
-            name = reader.weight.name
+        name = reader.weight.name or ""
+        if dim in gone and name in walk.constants:
             old = walk.constant(name)
             walk.replace(
                 name,

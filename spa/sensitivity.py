@@ -54,8 +54,7 @@ def moments_of(coupling: Coupling, feeds: list[Feeds]) -> dict[Reader, Moments]:
     found = {}
     for reader in readers(coupling):
         if reader.features <= MAX_FEATURES:
-            walk.advance(reader.op.out.name)
-            found[reader] = measure(reader, walk.live)
+            found[reader] = measure(reader, reader.observe(walk))
     return found
 
 
@@ -122,8 +121,7 @@ class Calibrated:
             for number, group in enumerate(self.groups):
                 while wanted and set(self.readers[group.id]) - set(moments):
                     reader = wanted.pop(0)
-                    walk.advance(reader.op.out.name)
-                    moments[reader] = measure(reader, walk.live)
+                    moments[reader] = measure(reader, reader.observe(walk))
                 needed = {r for g in self.groups[number + 1 :] for r in self.readers[g.id]}
                 yield group, self.submit(group, moments, self.counts(group) if stops else [])
                 moments = {r: m for r, m in moments.items() if r in needed}

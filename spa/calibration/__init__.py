@@ -1,7 +1,8 @@
 """Calibration: inputs from files, folders or nothing, and statistics of what a network's weights read on them."""
 
+from spa.calibration.contractions import contractions, readers
 from spa.calibration.moments import HELD, MAX_FEATURES, Moments, measure
-from spa.calibration.readers import Reader, contractions, readers
+from spa.calibration.readers import Reader
 from spa.calibration.sources import load, split_batches
 from spa.calibration.walk import Walk, open_session
 

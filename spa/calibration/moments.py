@@ -15,7 +15,8 @@ from spa.calibration.readers import Array, Matrix, Reader, Values
 
 MAX_FEATURES = 6144  # wider inputs are not gathered: their moments would not fit
 ROWS = 24  # sampled rows per feature, at least
-WORK = 4e9  # multiply-accumulates per reader that more rows may cost
+WORK = 2e9  # multiply-accumulates per reader that more rows may cost
+VALUES = 2e7  # unfolded numbers, likewise
 HELD = 4  # every fourth input is held back, to judge by what was not fitted
 
 
@@ -96,13 +97,13 @@ def measure(
     """Moments of what a reader reads, over the batches of a `Walk` that stands before it; with the same of the dense
     network and its weight, also of what the reader gave there."""
     moments = Moments(reader.groups, reader.features, 0 if dense is None else reader.outputs)
-    work = WORK / (reader.groups * reader.features * (reader.features + moments.outputs))
+    work = min(WORK / (reader.features + moments.outputs), VALUES) / (reader.groups * reader.features)
     rows = max(1, int(max(256, ROWS * reader.features, work)) // max(1, len(live)))
     matrix = None if weight is None else reader.matrix(weight).astype(np.float32).transpose(0, 2, 1)
     for number, values in enumerate(live):
         x = reader.unfold(values, np.random.default_rng((seed, number)), rows)
         y = None
-        if dense is not None:
+        if dense is not None and matrix is not None:
             same = reader.unfold(dense[number], np.random.default_rng((seed, number)), rows)
             y = same.astype(np.float32, copy=False) @ matrix
         moments.add(x, number % HELD == HELD - 1, y)

@@ -8,7 +8,7 @@ W x + b, with one W per group: the matrix view [groups, outputs, features].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from spa.coupling.axes import Op
 from spa.shapes import tensor_of
 
 if TYPE_CHECKING:
-    from spa.coupling import Coupling
+    from spa.calibration.walk import Walk
 
 Array = npt.NDArray[Any]
 Matrix = npt.NDArray[np.float64]
@@ -67,6 +67,11 @@ class Reader:
     def spread(self, channels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What belongs to the channels of the contracted axis, per feature: [groups, features]."""
         return np.broadcast_to(np.repeat(channels, self.taps), (self.groups, self.features))
+
+    def observe(self, walk: Walk) -> Sequence[Values]:
+        """What `unfold` takes, per batch, of a network walked up to this node."""
+        walk.advance(next(v.name for v in self.op.outputs if v is not None and v.name))
+        return walk.live
 
     def unfold(self, values: Values, rng: np.random.Generator, rows: int) -> Array:
         """Feature vectors [groups, rows, features]; where there are more positions than about `rows`, a sample."""
@@ -194,25 +199,6 @@ def unfold_conv(op: Op, x: Array, groups: int, rng: np.random.Generator, rows: i
     patches = x[(slice(None), slice(None), *index)]  # [N, C, positions, taps]
     n, c, p, k = patches.shape
     return patches.reshape(n, groups, c // groups, p, k).transpose(1, 0, 3, 2, 4).reshape(groups, n * p, -1)
-
-
-def contractions(coupling: Coupling) -> list[Reader]:
-    """All contractions with a constant floating-point weight, in order of execution."""
-    found = []
-    for op in coupling.ops:
-        reader = as_reader(op)
-        if reader is None or reader.weight not in coupling.constants:
-            continue
-        tensor = tensor_of(reader.weight)
-        if tensor is not None and tensor.dtype.is_floating_point():
-            found.append(reader)
-    return found
-
-
-def readers(coupling: Coupling) -> list[Reader]:
-    """The contractions whose contracted axis a group runs through."""
-    live = {d for g in coupling.groups for d in g.labels}
-    return [r for r in contractions(coupling) if coupling.dims.of.get((r.weight, r.axis), -1) in live]
 
 
 def as_reader(op: Op) -> Reader | None:

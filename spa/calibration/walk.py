@@ -65,6 +65,22 @@ class Walk:
             for name in [n for n in values if self.last.get(n, -1) < end]:
                 del values[name]
 
+    def value(self, name: str, values: Mapping[str, Array]) -> Array:
+        """A constant, or what is live of one batch."""
+        return self.constant(name) if name in self.constants else values[name]
+
+    def probe(self, output: str, position: int) -> list[Array]:
+        """Per batch: the output at `position`, asked for or not, of the node that gives `output` and comes next."""
+        node = onnx.NodeProto()
+        node.CopyFrom(self.nodes[self.place[output]])
+        names = [*node.output, *[""] * (position + 1 - len(node.output))]
+        names[position] = names[position] or f"{output}/output{position}"
+        del node.output[:]
+        node.output.extend(names)
+        session = self._session([node], sorted(set(used_names(node))), [names[position]])
+        inputs = [i.name for i in session.get_inputs()]
+        return [np.asarray(session.run(None, {n: values[n] for n in inputs})[0]) for values in self.live]
+
     def advance_to(self, names: Collection[str]) -> None:
         """Run all nodes before the first that reads one of these constants."""
         first = next((n for n in self.nodes[self.at :] if any(u in names for u in used_names(n))), None)
