@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spa.calibration.readers import Reader, Values, as_reader, sample
+from spa.calibration import Reader, contractions
 from spa.coupling.axes import Op
 from spa.coupling.prepare import COPY
 from spa.shapes import tensor_of
@@ -92,23 +92,20 @@ class Layer:
         return math.prod(self.view.shape)
 
     @property
+    def alone(self) -> bool:
+        """Is there but one node that reads the weight?"""
+        return self.uses == 1
+
+    @property
     def order(self) -> npt.NDArray[np.int64]:
         """Of the columns, in terms of the reader's features (channel, then tap)."""
         return np.arange(self.cols).reshape(-1, self.view.taps).T.reshape(-1)
 
 
-class Recurrent(Reader):
-    """The input weights [directions, gates, inputs] of an LSTM, GRU or RNN; all directions read the same."""
-
-    def unfold(self, values: Values, rng: np.random.Generator, rows: int) -> Array:
-        flat = values[self.x.name or ""].reshape(1, -1, self.features)
-        picked = flat[:, sample(flat.shape[1], rows, rng)]
-        return np.broadcast_to(picked, (self.groups, *picked.shape[1:]))
-
-
 def layers(coupling: Coupling) -> list[Layer]:
     """Every contraction with a constant floating-point weight, in order of execution; embeddings too."""
     found: dict[ir.Value, Layer] = {}
+    known = {r.weight: r for r in reversed(contractions(coupling))}
     names = Counter(coupling.constants.values())  # a local function's weight stands once per call
     for op in coupling.ops:
         for slot in WEIGHTS.get(op.kind, ()):
@@ -126,25 +123,18 @@ def layers(coupling: Coupling) -> list[Layer]:
                 continue
             layer = Layer(op, slot, weight, name, view, len(weight.uses()) * names[name])
             layer.depthwise = "Conv" in op.kind and view.taps == view.shape[2] and layer.groups > 1
-            layer.reader = reader_of(layer)
+            reader = known.get(weight)
+            if reader is not None and (reader.groups, reader.features) == (layer.groups, layer.cols):
+                layer.reader = reader
             found[weight] = layer
             if op.kind == "MatMul":
                 break  # of two constants one is enough
     return list(found.values())
 
 
-def reader_of(layer: Layer) -> Reader | None:
-    """What unfolds the inputs of a layer's columns; None where they are not known."""
-    op, x = layer.op, layer.op.input(0)
-    if op.kind in ("LSTM", "GRU", "RNN") and layer.slot == 1 and x is not None:
-        return Recurrent(op, x, layer.weight, 2, layer.groups)
-    reader = as_reader(op)
-    fits = reader is not None and reader.weight is layer.weight
-    return reader if fits and (reader.groups, reader.features) == (layer.groups, layer.cols) else None  # type: ignore[union-attr]
-
-
 def view_of(op: Op, slot: int, shape: tuple[int, ...]) -> View | None:
     """How the weight of an op is read as matrices; None where it is not."""
+    split: tuple[int, ...]
     match op.kind:
         case "Conv" | "FusedConv" if len(shape) > 2:
             groups, taps = int(op.attr("group", 1)), math.prod(shape[2:])
@@ -152,8 +142,8 @@ def view_of(op: Op, slot: int, shape: tuple[int, ...]) -> View | None:
             return View(split, (0, 1, 3, 2), (groups, split[1], taps * shape[1]), taps)
         case "ConvTranspose" if len(shape) > 2:
             groups, taps = int(op.attr("group", 1)), math.prod(shape[2:])
-            split = (groups, shape[0] // groups, shape[1], taps)
-            return View(split, (0, 3, 2, 1), (groups, taps * shape[1], split[1]))
+            split = (groups, shape[0] // groups, shape[1] * taps)
+            return View(split, (0, 2, 1), (groups, split[2], split[1]))
         case "Gemm" | "FusedGemm" if len(shape) == 2:
             turned = (0, 1) if op.attr("transB", 0) else (1, 0)
             return View(shape, turned, (1, shape[turned[0]], shape[turned[1]]))

@@ -92,7 +92,8 @@ class Pattern:
         """Sums per unit [unit rows, unit columns]."""
         rows, cols = values.shape
         if self.kind == "kernel":
-            return values.reshape(rows, taps, cols // taps).sum(1)
+            kernels: Matrix = values.reshape(rows, taps, cols // taps).sum(1)
+            return kernels
         high, wide = -(-rows // self.rows), -(-cols // self.cols)
         if (self.rows, self.cols) == (1, 1):
             return values

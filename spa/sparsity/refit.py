@@ -20,14 +20,13 @@ from spa.sparsity.sparsegpt import damped
 Matrix = npt.NDArray[np.float64]
 EXACT_FLOPS = 1e12  # of all factorisations of a layer
 ITERATIONS = 30  # of conjugate gradients
-DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the mean variance of the inputs
 
 
 def refit(weight: Matrix, moment: Matrix, mask: Mask, damping: float = 1e-3, start: Matrix | None = None) -> Matrix:
     """[rows, cols]: the closest weights with this mask, in the sense of the inputs' second `moment`."""
     patterns, which = np.unique(mask, axis=0, return_inverse=True)
     h = damped(moment, damping)
-    if float((patterns.sum(1, dtype=np.float64) ** 3).sum()) / 3 > EXACT_FLOPS:
+    if flops(patterns) > EXACT_FLOPS:
         return conjugate(weight, h, mask, start)
     out = np.zeros_like(weight)
     order = np.argsort(which.reshape(-1), kind="stable")
@@ -63,8 +62,6 @@ def conjugate(weight: Matrix, h: Matrix, mask: Mask, start: Matrix | None = None
     return x.astype(np.float64)
 
 
-def error(weight: Matrix, new: Matrix, moment: Matrix) -> npt.NDArray[np.float64]:
-    """Per row: the mean squared error of the output."""
-    delta = weight - new
-    rows: npt.NDArray[np.float64] = np.einsum("of,of->o", delta @ moment, delta)
-    return rows
+def flops(mask: Mask) -> float:
+    """Of the factorisations, one per row (fewer where rows share masks)."""
+    return float((mask.sum(1, dtype=np.float64) ** 3).sum()) / 3

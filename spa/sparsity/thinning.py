@@ -1,7 +1,7 @@
 """Thinning: masks and refitted weights for all chosen layers, in one walk through the network as it becomes.
 
-Each layer is fitted to what it will read: the activations of the network whose earlier layers are thin already. Its
-output shall be that of its dense weights on these. Memory holds one layer's moments and the activations in flight.
+Each layer is fitted to what it will read, the activations of the network whose earlier layers are thin already, beside
+a walk through the dense network. Memory holds one layer's moments and the activations in flight.
 """
 
 from __future__ import annotations
@@ -14,141 +14,66 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spa.calibration import MAX_FEATURES, Moments, Walk, measure
+from spa.calibration import MAX_FEATURES, Walk, measure
+from spa.calibration.moments import Statistics
 from spa.coupling import Coupling, analyze
 from spa.coupling.prepare import inlined
 from spa.model import Model
 from spa.shapes import constants, tensor_of
-from spa.sparsity import admm, masks, refit, sparsegpt
+from spa.sparsity.fitting import Inputs, fit
 from spa.sparsity.layers import Array, Layer
-from spa.sparsity.patterns import Mask, Pattern
+from spa.sparsity.patterns import Pattern
 
 if TYPE_CHECKING:
     from spa.inputs import Feeds
 
-Matrix = npt.NDArray[np.float64]
-SEARCH_FLOPS = 2e12  # of a mask search by ADMM per layer; larger ones are swept
-TRIED_ROWS = 64  # of a matrix, to choose the damping by
+Tick = Callable[[int, int], Any]
+
+
+def silent(done: int, total: int) -> None:
+    """Progress nobody watches."""
 
 
 @dataclass(frozen=True)
 class Thinned:
-    """What was done to one layer: relative output error on held-back inputs masked only, and refitted."""
+    """What was done to one layer. Errors are squared, on held-back inputs, relative to the variance of its outputs in
+    the dense network: masked only, and refitted."""
 
     weight: str
     node: str
     pattern: str
     weights: int
     nonzeros: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # groups, rows, cols
+    taps: int
     criterion: str
     damping: float | None = None
+    share: float | None = None
     masked: float | None = None
     refitted: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a layer's columns carry, per group and for fitted (0), held-back (1) or all inputs."""
-
-    moments: Moments
-    order: npt.NDArray[np.int64]
-    central: bool  # the means are the bias's to absorb
-
-    @property
-    def held(self) -> bool:
-        return self.moments.count[1] > 0
-
-    def mean(self, g: int) -> npt.NDArray[np.float64]:
-        return self.moments.mean(g)[self.order]
-
-    def moment(self, g: int, part: int | None = None) -> Matrix:
-        c = self.moments.covariance(g, part)
-        if not self.central:
-            mean = self.moments.mean(g, part)
-            c = c + np.outer(mean, mean)
-        return c[np.ix_(self.order, self.order)]
-
-
-def gather(layer: Layer, walk: Walk) -> Inputs | None:
-    """At a walk that stands before the layer; None where its inputs are not known."""
-    reader = layer.reader
-    if reader is None or layer.cols > MAX_FEATURES or not walk.live or reader.x.name not in walk.live[0]:
+def gather(layer: Layer, walk: Walk, dense: Walk) -> Inputs | None:
+    """Statistics of what a layer reads, columns in its order, at walks on their way to it; None where it is not known."""
+    reader, name = layer.reader, layer.weight.name or ""
+    if reader is None or layer.cols > MAX_FEATURES or not walk.live or name not in walk.constants:
         return None
-    return Inputs(measure(reader, walk.live), layer.order, bias_name(layer) is not None)
+    moments = measure(reader, reader.observe(walk), reader.observe(dense), dense.constant(name))
+    central = bias_of(layer) is not None
+    order = layer.order
+
+    def part(which: int | None) -> Statistics:
+        s = moments.statistics(which, central)
+        return Statistics(s.x[:, order], s.y, s.xx[:, order][:, :, order], s.yx[:, :, order], s.yy)
+
+    everything = part(None)
+    held = min(moments.count) > 0
+    return Inputs(everything, part(0) if held else everything, part(1) if held else everything, central)
 
 
-def fit(
-    layer: Layer, weight: Array, pattern: Pattern, inputs: Inputs | None, *, criterion: str, mend: bool
-) -> tuple[Array, Matrix | None, dict[str, Any]]:
-    """The thin weight, what the bias gains (None without one), and facts for `Thinned`."""
-    w = layer.view.matrix(weight)
-    if inputs is None:
-        chosen = [pattern.mask(masks.magnitude(m), layer.view.taps) for m in w]
-        return layer.view.tensor(np.where(chosen, w, 0), weight), None, {"criterion": "magnitude"}
-    moment, held = inputs.moment, inputs.held
-    if criterion == "auto":
-        rows, cols = w.shape[1:]
-        criterion = "admm" if len(w) * (400.0 * rows * cols**2 + 10.0 * cols**3) <= SEARCH_FLOPS else "sparsegpt"
-    found, swept = [], []
-    for g, matrix in enumerate(w):
-        mask, start = choose(matrix, moment(g), inputs.mean(g), pattern, layer.view.taps, criterion)
-        found.append(mask)
-        swept.append(start)
-    new = np.where(found, w, 0.0)
-    facts: dict[str, Any] = {"criterion": criterion}
-    judge = 1 if held else None
-    energy = max(1e-30, sum(float(refit.error(m, 0 * m, moment(g, judge)).sum()) for g, m in enumerate(w)))
-    facts["masked"] = (
-        sum(float(refit.error(m, n, moment(g, judge)).sum()) for g, (m, n) in enumerate(zip(w, new, strict=True)))
-        / energy
-    )
-    if mend:
-        damping = best_damping(w, found, moment) if held else refit.DAMPINGS[-1]
-        new = np.stack([refit.refit(m, moment(g), found[g], damping, swept[g]) for g, m in enumerate(w)])
-        facts["damping"] = damping
-        facts["refitted"] = (
-            sum(float(refit.error(m, n, moment(g, judge)).sum()) for g, (m, n) in enumerate(zip(w, new, strict=True)))
-            / energy
-        )
-    shift = np.concatenate([(w[g] - new[g]) @ inputs.mean(g) for g in range(len(w))]) if inputs.central else None
-    return layer.view.tensor(new, weight), shift, facts
-
-
-def choose(
-    weight: Matrix, moment: Matrix, mean: Matrix, pattern: Pattern, taps: int, criterion: str
-) -> tuple[Mask, Matrix | None]:
-    """A mask by the criterion named, and where the criterion moved weights, these."""
-    if criterion == "magnitude":
-        return pattern.mask(masks.magnitude(weight), taps), None
-    if criterion == "wanda":
-        return pattern.mask(masks.wanda(weight, np.diag(moment)), taps), None
-    if criterion == "dsnot":
-        first = pattern.mask(masks.wanda(weight, np.diag(moment)), taps)
-        return masks.prune_and_grow(weight, moment, mean, first, pattern), None
-    if criterion == "admm":
-        return admm.search(weight, moment, pattern, taps), None
-    return sparsegpt.sweep(weight, moment, pattern, taps)
-
-
-def best_damping(w: Matrix, found: list[Mask], moment: Callable[[int, int], Matrix]) -> float:
-    """The damping with the least error on held-back inputs, fitted on the others; judged on some rows of each group."""
-    some = slice(0, None, max(1, w.shape[1] * len(w) // TRIED_ROWS))
-    fitted, held = ([moment(g, part) for g in range(len(w))] for part in (0, 1))
-
-    def lost(damping: float) -> float:
-        return sum(
-            float(refit.error(m[some], refit.refit(m[some], c, k[some], damping), h).sum())
-            for m, k, c, h in zip(w, found, fitted, held, strict=True)
-        )
-
-    return min(refit.DAMPINGS, key=lost)
-
-
-def bias_name(layer: Layer) -> str | None:
-    """The constant that absorbs the means of what the layer reads; None where there is none, or several nodes fit."""
-    bias = layer.reader.bias() if layer.reader is not None and len(layer.weight.uses()) == 1 else None
-    return bias.name if bias is not None else None
+def bias_of(layer: Layer) -> ir.Value | None:
+    """The constant that takes up the means of what the layer reads."""
+    return layer.reader.bias() if layer.reader is not None and layer.alone else None
 
 
 def thin(
@@ -158,47 +83,43 @@ def thin(
     *,
     criterion: str = "auto",
     mend: bool = True,
-    tick: Callable[[int, int], Any] = lambda done, total: None,
+    tick: Tick = silent,
 ) -> tuple[dict[str, Array], list[Thinned]]:
     """New constants by name, and what was done; without `feeds` by magnitude alone."""
-    walk = Walk(coupling.model, feeds) if feeds else None
+    walks = (Walk(coupling.model, feeds), Walk(coupling.model, feeds)) if feeds else None
     new: dict[str, Array] = {}
     done = []
     for number, (layer, pattern) in enumerate(chosen.items()):
-        tick(number, len(chosen))
-        tensor = tensor_of(layer.weight)
-        assert tensor is not None
-        old, name = tensor.numpy(), layer.weight.name or ""
-        inputs = None
-        reached = walk is not None and layer.op.out.name in walk.place and name in walk.constants
-        if walk is not None and reached:
-            walk.advance(layer.op.out.name)
-            inputs = gather(layer, walk) if criterion != "magnitude" or mend else None
-        alone = len(layer.weight.uses()) == 1  # what several nodes read has no one input to fit
-        array, shift, facts = fit(
-            layer,
-            old,
-            pattern,
-            inputs,
-            criterion=criterion if alone else "wanda",
-            mend=mend and alone,
-        )
-        new[layer.name] = array
-        if walk is not None and reached:
-            walk.replace(name, array)
-            bias = bias_name(layer)
-            if bias is not None and shift is not None and mend:
-                was = walk.constant(bias)
-                walk.replace(bias, (was + shift.reshape(was.shape)).astype(was.dtype))
-                new[bias] = walk.constant(bias)
-        shape = layer.view.shape
+        old, name = array_of(layer.weight), layer.weight.name or ""
+        inputs = gather(layer, *walks) if walks and (mend or criterion != "magnitude") else None
+        # what several nodes read has no one input to fit
+        how = {"criterion": criterion, "mend": mend} if layer.alone else {"criterion": "wanda", "mend": False}
+        found = fit(layer.view.matrix(old), inputs, pattern, layer.view.taps, **how)  # type: ignore[arg-type]
+        array = new[layer.name] = layer.view.tensor(found.weight, old)
+        if walks and name in walks[0].constants:
+            walks[0].replace(name, array)
+            bias = bias_of(layer)
+            if bias is not None and found.shift is not None and mend:
+                was = walks[0].constant(bias.name or "")
+                # the layer gave y + b, and shall again
+                new[bias.name or ""] = (was + found.shift.reshape(was.shape)).astype(was.dtype)
+                walks[0].replace(bias.name or "", new[bias.name or ""])
+        count = int(np.count_nonzero(array))
+        view = layer.view
         done.append(
-            Thinned(layer.name, layer.node, str(pattern), array.size, int(np.count_nonzero(array)), shape, **facts)
+            Thinned(layer.name, layer.node, str(pattern), array.size, count, view.shape, view.taps, **found.facts)
         )
+        tick(number + 1, len(chosen))
     return new, done
 
 
-def bench(model: Model) -> Coupling:
+def array_of(value: ir.Value) -> npt.NDArray[Any]:
+    tensor = tensor_of(value)
+    assert tensor is not None
+    return tensor.numpy()
+
+
+def workbench(model: Model) -> Coupling:
     """The network to work on: local functions expanded, Constant nodes as initializers."""
     from spa.passes.constants import lift_constants
 

@@ -1,0 +1,161 @@
+"""Fitting: one layer's mask and what its weights become, from the statistics of its inputs and of its dense outputs.
+
+With central second moments C of the inputs x the layer reads now, and T of the outputs y it gave in the dense network
+with these inputs, in turn
+
+1. the goal: W* = W + a (T - W C) (C + d I)^-1, between what the dense weights make of x (a = 0) and the best they could
+   to give y (a = 1); d by the error against y on held-back inputs, and a by line search there;
+2. the mask, by a criterion, for W* and C;
+3. the refit of the goal on what the mask leaves (`spa.sparsity.refit`), its d by the same error;
+4. every output scaled to the variance it had in the dense network: least squares gives back the predictable part of an
+   output, which varies less, and layer upon layer the signal would fade.
+
+The bias takes up what the means change; where there is none, moments are not centred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from spa.calibration.moments import Statistics
+from spa.sparsity import admm, masks, refit, sparsegpt
+from spa.sparsity.patterns import Mask, Pattern
+from spa.sparsity.sparsegpt import damped
+
+Matrix = npt.NDArray[np.float64]
+Stack = npt.NDArray[np.float64]  # one matrix per group
+Masks = npt.NDArray[np.bool_]
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the inputs
+SWEEP_DAMPING = 1e-2
+MAX_GAIN = 1.3
+SEARCH_FLOPS = 2e12  # of a mask search by ADMM per layer; larger ones are swept
+GOAL_FLOPS = 1e12  # of all factorisations for the goal; above, it is the dense weights
+TRIED_ROWS = 64  # of a layer, by which its damping is chosen
+
+CRITERIA = ("auto", "magnitude", "wanda", "dsnot", "sparsegpt", "admm")
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Statistics of all inputs, of those to fit by and of those held back; `central`: a bias takes up the means."""
+
+    all: Statistics
+    fitted: Statistics
+    held: Statistics
+    central: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Weights and masks [groups, rows, cols]; what to add to the bias [groups, rows]; what was chosen and reached."""
+
+    weight: Stack
+    mask: Masks
+    shift: Stack | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def fit(w: Stack, inputs: Inputs | None, pattern: Pattern, taps: int, *, criterion: str = "auto", mend: bool) -> Fit:
+    """Thin out `w` [groups, rows, cols]; without `inputs` by magnitude. `mend`: move the weights that stay."""
+    if inputs is None:
+        mask = np.stack([pattern.mask(masks.magnitude(m), taps) for m in w])
+        return Fit(np.where(mask, w, 0), mask, None, {"criterion": "magnitude"})
+    groups, rows, cols = w.shape
+    if criterion == "auto":
+        flops = groups * (400.0 * rows * cols**2 + 10.0 * cols**3)
+        criterion = "admm" if flops <= SEARCH_FLOPS else "sparsegpt"
+    goal, share = aim(w, inputs) if mend else (w, 0.0)
+    chosen = [choose(goal[g], inputs.all, g, pattern, taps, criterion) for g in range(groups)]
+    mask = np.stack([m for m, _ in chosen])
+    new = np.where(mask, w, 0)
+    facts: dict[str, Any] = {"criterion": criterion, "masked": relative_error(new, inputs)}
+    if mend:
+        start = None if chosen[0][1] is None else np.stack([s for _, s in chosen if s is not None])
+        damping = best_damping(goal, mask, inputs)
+        new = refitted(goal, mask, inputs.all, damping, start)
+        new *= variance_gain(new, inputs.all)
+        facts |= {"damping": damping, "share": share, "refitted": relative_error(new, inputs)}
+    shift = inputs.all.y - np.einsum("gof,gf->go", new, inputs.all.x) if inputs.central else None
+    return Fit(new, mask, shift, facts)
+
+
+def aim(w: Stack, inputs: Inputs) -> tuple[Stack, float]:
+    """The goal W* and its a."""
+    if len(DAMPINGS) * len(w) * w.shape[2] ** 3 / 3 > GOAL_FLOPS:
+        return w, 0.0
+
+    def onward(s: Statistics, damping: float) -> Stack:
+        lack = s.yx - w @ s.xx
+        return np.stack(
+            [linalg.solve(damped(c, damping), t.T, assume_a="pos").T for c, t in zip(s.xx, lack, strict=True)]
+        )
+
+    tried = []
+    for damping in DAMPINGS:
+        direction = onward(inputs.fitted, damping)
+        share = line_search(w, direction, inputs.held)
+        tried.append((squared_error(w + share * direction, inputs.held), damping, share))
+    _, damping, share = min(tried)
+    return w + share * onward(inputs.all, damping) if share else w, share
+
+
+def line_search(start: Stack, direction: Stack, s: Statistics) -> float:
+    """The share in [0, 1] of `direction` with the least squared error."""
+    bend = float(np.einsum("gof,gof->", direction @ s.xx, direction))
+    slope = float(np.einsum("gof,gof->", s.yx - start @ s.xx, direction))
+    return min(1.0, max(0.0, slope / bend)) if bend > 0 else 0.0
+
+
+def squared_error(new: Stack, s: Statistics, rows: slice = slice(None)) -> float:
+    """E |y - W' x|^2, over some rows."""
+    return float(s.yy[:, rows].sum() + np.einsum("gof,gof->", new @ s.xx - 2 * s.yx[:, rows], new))
+
+
+def relative_error(new: Stack, inputs: Inputs) -> float:
+    """Of the outputs on held-back inputs, over the variance they had."""
+    return max(0.0, squared_error(new, inputs.held)) / max(1e-30, float(inputs.held.yy.sum()))
+
+
+def choose(
+    weight: Matrix, s: Statistics, g: int, pattern: Pattern, taps: int, criterion: str
+) -> tuple[Mask, Matrix | None]:
+    """A mask by the criterion named, and where the criterion moved weights, these."""
+    moment = s.xx[g]
+    if criterion == "magnitude":
+        return pattern.mask(masks.magnitude(weight), taps), None
+    if criterion == "admm":
+        return admm.search(weight, moment, pattern, taps, SWEEP_DAMPING), None
+    if criterion == "sparsegpt":
+        return sparsegpt.sweep(weight, moment, pattern, taps, SWEEP_DAMPING)
+    first = pattern.mask(masks.wanda(weight, np.diag(moment)), taps)
+    return masks.prune_and_grow(weight, moment, s.x[g], first, pattern) if criterion == "dsnot" else first, None
+
+
+def refitted(goal: Stack, mask: Masks, s: Statistics, damping: float, start: Stack | None = None) -> Stack:
+    starts = [None] * len(goal) if start is None else list(start)
+    return np.stack([refit.refit(t, s.xx[g], mask[g], damping, starts[g]) for g, t in enumerate(goal)])
+
+
+def best_damping(goal: Stack, mask: Masks, inputs: Inputs) -> float:
+    """The damping with the least error on held-back inputs, fitted on the others; judged on some of the rows."""
+    if refit.flops(mask[0]) * len(mask) > refit.EXACT_FLOPS:
+        return SWEEP_DAMPING
+    some = slice(0, None, max(1, goal.shape[0] * goal.shape[1] // TRIED_ROWS))
+
+    def lost(damping: float) -> float:
+        return squared_error(refitted(goal[:, some], mask[:, some], inputs.fitted, damping), inputs.held, some)
+
+    return min(DAMPINGS, key=lost)
+
+
+def variance_gain(new: Stack, s: Statistics) -> Stack:
+    """[groups, rows, 1]: what gives each output the variance it had in the dense network."""
+    has = np.einsum("gof,gof->go", new @ s.xx, new)
+    gain: Stack = np.sqrt(np.maximum(s.yy, 0) / np.maximum(has, 1e-12))
+    return np.clip(gain, 1.0, MAX_GAIN)[:, :, None]
