@@ -66,6 +66,6 @@ def members(labels: Labels, size: int) -> list[tuple[Labels, Labels]]:
 
 
 WANDA = Criterion(wanda, needs="moments", aggregate="sum")
-DRIFT = Criterion(drift, needs="moments", aggregate="sum", normalise="none")
+DRIFT = Criterion(drift, needs="moments", aggregate="sum")
 VARIANCE = Criterion(variance, needs="moments")
 OBS = Criterion(obs, needs="moments", normalise="none")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spa.calibration import Moments, Reader
+from spa.calibration import Moments, Reader, readers
 from spa.coupling import Coupling, Group
 from spa.coupling.groups import Labels
 from spa.shapes import tensor_of
@@ -19,13 +19,6 @@ from spa.shapes import tensor_of
 Score = npt.NDArray[np.float64]  # one number per channel
 Rows = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
-
-# operator -> position of a weight -> its axis that a channel enters by (negative: from the end); it leaves by the others
-CONTRACTED = {
-    "Conv": {1: 1}, "FusedConv": {1: 1}, "ConvTranspose": {1: 0}, "QLinearConv": {3: 1}, "ConvInteger": {1: 1},
-    "MatMul": {0: -1, 1: -2}, "FusedMatMul": {0: -1, 1: -2}, "MatMulInteger": {0: -1, 1: -2}, "QLinearMatMul": {3: -2},
-    "LSTM": {1: 2, 2: 2}, "GRU": {1: 2, 2: 2}, "RNN": {1: 2, 2: 2},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,12 +32,15 @@ class Statistics:
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """One axis of one weight, along which index i belongs to channel `labels[i]` (-1: none) of a group of `size`."""
+    """One axis of one weight, along which index i belongs to channel `labels[i]` (-1: none) of a group of `size`.
+
+    `enters`: the axis is contracted, a channel enters here, rather than to leave or to pass."""
 
     value: ir.Value
     axis: int
     labels: Labels
     size: int
+    enters: bool = False
     gradients: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @property
@@ -61,25 +57,11 @@ class Tensor:
         """Operators that read it, and at which position."""
         return [(u.node.op_type, u.idx) for u in self.value.uses()]
 
-    @cached_property
-    def enters(self) -> bool:
-        """Is the axis contracted: does a channel enter here, rather than leave or pass?"""
-        return any(entered(u.node, u.idx, self.rank) == self.axis for u in self.value.uses())
-
     def rows(self) -> Rows:
         """[channels, entries] of the weight, read anew each time, padded with zeros."""
         tensor = tensor_of(self.value)
         assert tensor is not None
         return by_channel(tensor.numpy(), self.axis, self.labels, self.size)
-
-
-def entered(node: ir.Node, position: int, rank: int) -> int | None:
-    """The axis of an operand that the node contracts; None where it contracts none."""
-    if node.op_type in ("Gemm", "FusedGemm") and position < 2:
-        flag = node.attributes.get("transB" if position else "transA")
-        return int(bool(flag and flag.as_int()) == bool(position))
-    axis = CONTRACTED.get(node.op_type, {}).get(position)
-    return None if axis is None else axis % max(1, rank)
 
 
 def by_channel(array: npt.NDArray[np.generic], axis: int, labels: Labels, size: int) -> Rows:
@@ -149,8 +131,8 @@ class GroupTensors:
             w = reader.matrix(tensor.numpy())
             parts = [(w[k], moments.mean(k), moments.covariance(k)) for k in range(reader.groups)]
             energy = sum(float(np.vdot(m @ c, m)) + float(((m @ mean) ** 2).sum()) for m, mean, c in parts)
-            for m, mean, covariance in parts:
-                yield Read(m, mean, covariance, labels, self.size, energy)
+            for (m, mean, covariance), own in zip(parts, labels, strict=True):
+                yield Read(m, mean, covariance, own, self.size, energy)
 
 
 def group_tensors(
@@ -158,17 +140,18 @@ def group_tensors(
 ) -> Iterator[GroupTensors]:
     """Every group (or those given) with its tensors, in order."""
     known = statistics or Statistics()
+    contracted = {(r.weight, r.axis) for r in readers(coupling)}
     by_dim: dict[int, list[tuple[Reader, Moments]]] = defaultdict(list)
     for reader, moments in known.moments.items():
         by_dim[coupling.dims.of[reader.weight, reader.axis]].append((reader, moments))
     for group in coupling.groups if groups is None else groups:
         tensors = [
-            Tensor(value, axis, labels, group.size, known.gradients)
+            Tensor(value, axis, labels, group.size, (value, axis) in contracted, known.gradients)
             for dim, labels in group.labels.items()
             for value, axis in coupling.parameters.get(dim, ())
         ]
         found = [
-            (reader, moments, np.repeat(labels, reader.taps))
+            (reader, moments, reader.spread(labels))
             for dim, labels in group.labels.items()
             for reader, moments in by_dim.get(dim, ())
         ]
