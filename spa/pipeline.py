@@ -29,7 +29,10 @@ ENTRY_POINTS = "spa.passes"
 # name -> where its class is; imported when it is used
 PASSES = {
     "fold": "spa.passes.fold:Fold",
+    "halve": "spa.passes.halve:Halve",
+    "quantize": "spa.passes.quantize:Quantize",
     "slice": "spa.passes.slice:Slice",
+    "soup": "spa.passes.soup:Soup",
 }
 
 
