@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from spa import allocate
 from spa.agreement import Deviation
 from spa.errors import CheckFailed, UsageError
 from spa.inputs import Feeds
-from spa.judging import held_back, samples
+from spa.judging import fitted, held_back, samples
 from spa.metric import Metric, as_metric
 from spa.planning import Plan, by_curves, from_masks, ranked
 from spa.verification import Session, feeds_for
@@ -163,7 +163,7 @@ def plan_by_drift(
     **choice: Any,
 ) -> tuple[Plan, dict[str, Any]]:
     """Remove as much as keeps the drift at or below `limit`: on the inputs held back from calibration, or on random ones
-    where there is none. Choices as in `knob`; the facts are those of the JSON's "drift".
+    where there is none; what is measured was mended without them. Choices as in `knob`; the facts are those of the JSON's "drift".
 
     Raises `CheckFailed` where no input can be found on which the network runs."""
     dense = Session(model)
@@ -175,6 +175,8 @@ def plan_by_drift(
         return drift(reference, [session.run(f) for f in sets])
 
     turning = knob(model, coupling, feeds=feeds, sizes=sizes, seed=seed, **choice)
+    if turning.calib:
+        turning = replace(turning, calib=fitted(turning.calib))  # see `spa.judging.judge_plan`
     plan, trial, _ = search(turning, measure, lambda value: value <= limit, tell)
     value = trial.value if trial is not None else 0.0
     inputs = sum(map(samples, sets))

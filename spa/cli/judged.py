@@ -57,19 +57,22 @@ def keep_metric(
 def drift_of(
     network: Model,
     pruned: Model,
+    decided: Plan,
     calib: list[Feeds] | None,
     known: dict[str, Any],
     metric: Metric | None,
     before: float | None,
     stage: Callable[[str], Any],
+    **how: Any,
 ) -> dict[str, Any]:
-    """The JSON's "drift": what the budget measured (`known`), the judgement where there is calibration data, the metric."""
+    """The JSON's "drift": what the budget measured (`known`), the judgement where there is calibration data (`how`: as in
+    `judge_plan`), the metric."""
     found: dict[str, Any] = {}
     if calib:
-        from spa.judging import judge_held_back
+        from spa.judging import judge_plan
 
         stage("judging")
-        found = judge_held_back(network, pruned, calib).to_json()
+        found = judge_plan(network, decided, calib, **how).to_json()
     found |= known
     if metric is not None and "metric" not in found:
         stage("evaluating")

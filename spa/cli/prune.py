@@ -85,6 +85,8 @@ if TYPE_CHECKING:
     help="Keep a multiple of this many channels (default 1, with a target its vector width).",
 )
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Nodes, weights or groups never touched (glob).")
+@click.option("--sparsity", metavar="PATTERN", help="Thin out what is kept: 2:4, block4x1:0.5, unstructured:0.8, ...")
+@click.option("--dense", multiple=True, metavar="PATTERN", help="With --sparsity: layers left dense (glob).")
 @click.option(
     "--allow-approximate", is_flag=True, help="Also prune where the result is only close to the masked network."
 )
@@ -145,6 +147,13 @@ def prune(model: Path, **options: Any) -> None:
             fold=not options["no_fold"],
         )
         assert isinstance(result.plan, Plan)
+        thin = result.plan.sparsity if options["apply_plan"] and not options["sparsity"] else None
+        if options["sparsity"] or thin:
+            from spa.cli.sparsity import thinned
+
+            stage("thinning out")
+            result = thinned(network, result, thin or {}, calib, given, sizes, options)
+            assert isinstance(result.plan, Plan)
         verified = result.facts["verified"]
         document = {
             "schema": 1,
@@ -154,12 +163,26 @@ def prune(model: Path, **options: Any) -> None:
             "after": cost_of(result.model, sizes),
             "nonzero": nonzero(result.model),
             "verified": {k: verified[k] for k in ("ok", "max_error", "inputs")} if verified else None,
-            "drift": drift_of(network, result.model, calib, facts.get("drift", {}), metric, dense_metric, stage),
+            "drift": drift_of(
+                network,
+                result.model,
+                decided,
+                calib,
+                facts.get("drift", {}),
+                metric,
+                dense_metric,
+                stage,
+                repair=not options["no_compensate"],
+                sizes=sizes,
+                fold=not options["no_fold"],
+            ),
             "groups": len(coupling.groups),
             "pruned_groups": sum(bool(g["removed"]) for g in result.plan.groups),
             "blocked": [{k: b[k] for k in ("group", "reason", "node")} for b in result.plan.blocked],
             "targets": {},
         }
+        if "sparsity" in result.facts:
+            document["sparsity"] = result.facts["sparsity"]
         if not dry:
             if plan_out is not None:
                 write_atomic(plan_out, lambda p: p.write_text(result.plan.to_json(), encoding="utf-8"))  # type: ignore[union-attr]
@@ -224,6 +247,10 @@ def decide(
     if len(budget) > 1:
         raise click.UsageError(f"one budget at a time: {', '.join('--' + k.replace('_', '-') for k in budget)}")
     stage("planning")
+    if options["sparsity"] and not budget:
+        from spa.planning import from_masks
+
+        return from_masks(coupling, {}), coupling, {}
     if not budget or "max_drift" in budget or "keep_accuracy" in budget:
         from spa.cli.judged import keep_metric
         from spa.drift import MAX_DRIFT, plan_by_drift
@@ -307,6 +334,10 @@ def show(document: dict[str, Any]) -> None:
     console.print(
         f"{document['pruned_groups']} of {document['groups']} groups pruned, {len(document['blocked'])} blocked; {proof}"
     )
+    if "sparsity" in document:
+        from spa.cli.sparsity import show as show_sparsity
+
+        show_sparsity(console, document["sparsity"])
     for text in lines(document["drift"]):
         console.print(text, markup=False, highlight=False)
     for name, target in document["targets"].items():
