@@ -1,56 +1,28 @@
 """Which layers run on kernels of our own instead of what TVM generates: the one place where that is decided.
 
-The network is still ONNX here, prepared: static shapes, constants folded, weights at hand with their zeros. `choose`
-asks each family in turn; the first that offers a kernel gets the layer. Its node then becomes a call
-of that kernel, its packed weights become constants, and Relax never sees the operator.
+The network is still ONNX here, prepared: static shapes, constants folded, weights at hand with their zeros. For every
+node that some family may take, the element-wise chain behind it is found (see `fusion`), and each family is asked in
+turn: the first that offers a kernel gets node and chain. They become one call of that kernel, its packed weights become
+constants, and Relax never sees the operators. Calls whose kernels have the same code share it.
 
 To add a family: a module in `codegen/kernels/` with a function `offer(layer, target) -> Kernel | None`, and its row in
-`FAMILIES`.
+`kernels.FAMILIES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from spa.codegen.fusion import Chain, Graph, chain
+from spa.codegen.layer import Kernel, Layer, Offer
 from spa.codegen.program import DTYPES, Tensor
 from spa.codegen.target import Target
 
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One operator with all that a kernel may want to know. `consts` maps the position of an input to its value."""
-
-    name: str
-    op: str
-    attributes: Mapping[str, Any]
-    inputs: tuple[Tensor | None, ...]
-    output: Tensor
-    consts: Mapping[int, np.ndarray[Any, Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Kernel:
-    """A kernel for a layer. `activations`: positions of the layer's inputs it reads at run time; `weights`: packed
-    constants that follow them; then the output. `build()` gives its PrimFunc over these buffers in this order."""
-
-    family: str
-    format: str
-    tile: str
-    why: str
-    activations: tuple[int, ...]
-    weights: tuple[np.ndarray[Any, Any], ...]
-    build: Callable[[], Any] = field(repr=False)
-
-
-Offer = Callable[[Layer, Target], Kernel | None]
-
-FAMILIES: tuple[Offer, ...] = ()
+CHANNEL_LAST = ("Gemm", "MatMul")
 
 
 def choose(layer: Layer, target: Target, families: Sequence[Offer]) -> Kernel | None:
@@ -64,10 +36,11 @@ def choose(layer: Layer, target: Target, families: Sequence[Offer]) -> Kernel | 
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The network with the chosen layers replaced by operators named after their kernels."""
+    """The network with the chosen layers replaced by operators named after their kernels, and the layers that each
+    of them serves, in the order of the network."""
 
     model: onnx.ModelProto
-    kernels: Mapping[str, tuple[Layer, Kernel]]
+    kernels: Mapping[str, tuple[tuple[Layer, Kernel], ...]]
 
 
 def dispatch(model: onnx.ModelProto, target: Target, families: Sequence[Offer]) -> Chosen:
@@ -76,23 +49,56 @@ def dispatch(model: onnx.ModelProto, target: Target, families: Sequence[Offer]) 
     result.CopyFrom(model)
     if not families:
         return Chosen(result, {})
+    weights = {t.name: t for t in model.graph.initializer}
     tensors = _tensors(model)
-    consts = {t.name: t for t in model.graph.initializer}
-    kernels: dict[str, tuple[Layer, Kernel]] = {}
-    for node in result.graph.node:
-        layer = _layer(node, tensors, consts)
-        kernel = choose(layer, target, families) if layer else None
-        if layer is None or kernel is None:
+    consts = {name: numpy_helper.to_array(t) for name, t in weights.items()}
+    graph = Graph(model.graph, tensors, consts)
+    taken: set[int] = set()
+    placed: dict[int, onnx.NodeProto] = {}
+    found: dict[Hashable, str] = {}
+    kernels: dict[str, list[tuple[Layer, Kernel]]] = {}
+    for at, node in enumerate(model.graph.node):
+        layer = None if at in taken else _layer(node, graph)
+        if layer is None:
             continue
-        op = f"{kernel.family}_{len(kernels)}"
-        packed = [numpy_helper.from_array(w, f"{op}.{i}") for i, w in enumerate(kernel.weights)]
+        behind = chain(graph, at, -1 if node.op_type in CHANNEL_LAST else 1, taken)
+        fused = _fused(layer, behind, tensors)
+        kernel = choose(fused, target, families)
+        if kernel is None and behind.nodes:
+            behind, fused = Chain((), (), node.output[0], (), ()), layer
+            kernel = choose(fused, target, families)
+        if kernel is None:
+            continue
+        key = (kernel.key, fused.output.shape) if kernel.key is not None else object()
+        op = found.setdefault(key, f"{kernel.family}_{len(found)}")
+        served = kernels.setdefault(op, [])
+        packed = [numpy_helper.from_array(w, f"{op}.{len(served)}.{i}") for i, w in enumerate(kernel.weights)]
         result.graph.initializer.extend(packed)
-        inputs = [node.input[i] for i in kernel.activations] + [t.name for t in packed]
-        node.CopyFrom(helper.make_node(op, inputs, list(node.output), name=node.name))
-        kernels[op] = (layer, kernel)
-    if kernels:
+        names = [*node.input, *behind.tensors]
+        inputs = [names[i] for i in kernel.activations] + [t.name for t in packed]
+        where = max([at, *behind.nodes])
+        placed[where] = helper.make_node(op, inputs, [behind.output], name=layer.name)
+        taken |= {at, *behind.nodes}
+        served.append((fused, kernel))
+    if placed:
+        nodes = [placed.get(i, n) for i, n in enumerate(result.graph.node) if i in placed or i not in taken]
+        nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        del result.graph.node[:]
+        result.graph.node.extend(nodes)
         _drop_unused(result.graph)
-    return Chosen(result, kernels)
+    return Chosen(result, {op: tuple(served) for op, served in kernels.items()})
+
+
+def _fused(layer: Layer, behind: Chain, tensors: Mapping[str, Tensor]) -> Layer:
+    """The layer with its chain: tensor operands become inputs behind its own."""
+    own = len(layer.inputs)
+    steps = tuple(
+        replace(s, args=tuple(replace(a, index=a.index + own) if a.kind == "tensor" else a for a in s.args))
+        for s in behind.steps
+    )
+    extra = tuple(tensors[name] for name in behind.tensors)
+    output = tensors[behind.output]
+    return replace(layer, inputs=(*layer.inputs, *extra), output=output, epilogue=steps, channels=behind.channels)
 
 
 def _tensors(model: onnx.ModelProto) -> dict[str, Tensor]:
@@ -108,7 +114,8 @@ def _tensors(model: onnx.ModelProto) -> dict[str, Tensor]:
     return found
 
 
-def _layer(node: onnx.NodeProto, tensors: Mapping[str, Tensor], consts: Mapping[str, onnx.TensorProto]) -> Layer | None:
+def _layer(node: onnx.NodeProto, graph: Graph) -> Layer | None:
+    tensors = graph.tensors
     if len(node.output) != 1 or node.output[0] not in tensors or any(n and n not in tensors for n in node.input):
         return None
     return Layer(
@@ -117,7 +124,7 @@ def _layer(node: onnx.NodeProto, tensors: Mapping[str, Tensor], consts: Mapping[
         attributes={a.name: helper.get_attribute_value(a) for a in node.attribute},
         inputs=tuple(tensors.get(n) for n in node.input),
         output=tensors[node.output[0]],
-        consts={i: numpy_helper.to_array(consts[n]) for i, n in enumerate(node.input) if n in consts},
+        consts={i: graph.consts[n] for i, n in enumerate(node.input) if n in graph.consts},
     )
 
 

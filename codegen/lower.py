@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from spa.codegen import dispatch, link, loader, tvm_api
+from spa.codegen import dispatch, kernels, link, loader, tvm_api
 from spa.codegen.converters import CONVERTERS
+from spa.codegen.layer import Kernel, Layer
 from spa.codegen.plan_memory import plan_memory
 from spa.codegen.prepare import interface, prepare
+from spa.codegen.program import Program
 from spa.codegen.schedule import schedule
 from spa.codegen.target import Target
 
@@ -33,9 +35,11 @@ def compile_target(
     """Compile for one target. Deterministic: the same model and target give the same bytes. Raises `Unsupported`."""
     prepared = prepare(model, shapes, tvm_api.imported_ops() | frozenset(CONVERTERS))
     inputs, outputs = interface(prepared)
-    chosen = dispatch.dispatch(prepared, target, dispatch.FAMILIES)
-    own = {op: (kernel.build(), layer.output) for op, (layer, kernel) in chosen.kernels.items()}
-    lowered = tvm_api.lower(tvm_api.import_onnx(chosen.model, own, CONVERTERS), inputs, outputs, target)
+    chosen = dispatch.dispatch(prepared, target, kernels.FAMILIES)
+    own = {op: served[0][1].build() for op, served in chosen.kernels.items()}
+    declared = {op: served[0][0].output for op, served in chosen.kernels.items()}
+    module = tvm_api.import_onnx(chosen.model, declared, CONVERTERS)
+    lowered = tvm_api.lower(module, inputs, outputs, target, own)
     lowered = schedule(lowered, own)
     program = lowered.program
     name = link.c_name(title)
@@ -59,7 +63,7 @@ def compile_target(
         "prefix": name,
         "inputs": [t.to_json() for t in inputs],
         "outputs": [t.to_json() for t in outputs],
-        "kernels": [_kernel_row(i, call.kernel, chosen.kernels) for i, call in enumerate(program.calls)],
+        "kernels": _kernel_rows(program, chosen.kernels),
         "arena_bytes": layout.arena_bytes,
         "weight_bytes": layout.weight_bytes,
         "code_bytes": len(files[library]) - layout.weight_bytes,
@@ -67,16 +71,16 @@ def compile_target(
     return Artifact(files, facts)
 
 
-def _kernel_row(step: int, kernel: str, own: Mapping[str, tuple[dispatch.Layer, dispatch.Kernel]]) -> dict[str, Any]:
-    if kernel in own:
-        layer, chosen = own[kernel]
-        return {
-            "layer": layer.name,
-            "kernel": kernel,
-            "family": chosen.family,
-            "format": chosen.format,
-            "tile": chosen.tile,
-            "why": chosen.why,
-        }
-    why = "no kernel of our own for this operator"
-    return {"layer": f"{step}:{kernel}", "kernel": kernel, "family": "tvm", "format": "dense", "tile": "", "why": why}
+def _kernel_rows(program: Program, own: Mapping[str, Sequence[tuple[Layer, Kernel]]]) -> list[dict[str, Any]]:
+    """One row per call; the calls of a shared kernel are those of its layers, in order."""
+    pending = {op: iter(served) for op, served in own.items()}
+    rows = []
+    for step, kernel in enumerate(call.kernel for call in program.calls):
+        row = {"layer": f"{step}:{kernel}", "kernel": kernel, "family": "tvm", "format": "dense", "tile": ""}
+        row["why"] = "no kernel of our own for this operator"
+        if kernel in pending:
+            layer, chosen = next(pending[kernel])
+            row |= {"layer": layer.name, "family": chosen.family, "format": chosen.format, "tile": chosen.tile}
+            row["why"] = chosen.why
+        rows.append(row)
+    return rows

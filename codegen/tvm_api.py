@@ -34,12 +34,14 @@ try:
     from tvm import tirx as tirx
     from tvm.relax.expr_functor import PyExprMutator, mutator
     from tvm.relax.frontend.onnx import onnx_frontend as onnx_frontend
+    from tvm.script import ir_builder as ir_builder  # kernels of our own are written with it
 except ImportError as error:
     raise MissingTool("TVM is not installed", hint="pip install 'spa-onnx[codegen]'") from error
 
 STACK_BYTES = 1024  # allocations of this size or more leave the stack (TVM would ask its runtime for them)
 
-OPAQUE = 8  # operator pattern of a kernel that must not be fused with its neighbours: it brings its own epilogue
+# a declared kernel: operator pattern 8 (opaque) keeps it from being fused, it brings its own epilogue
+STUB = {"op_pattern": 8, "tirx.noalias": True}
 
 PrimFunc = Any  # tirx.PrimFunc: TVM ships no types
 Converter = Callable[[Any, Sequence[Any], dict[str, Any], Any], Any]
@@ -95,21 +97,27 @@ def _converters(extra: dict[str, Converter]) -> Iterator[None]:
         onnx_frontend._get_convert_map = original
 
 
-def _call_kernel(kernel: PrimFunc, name: str, dtype: str, shape: tuple[int, ...]) -> Converter:
+def _call_kernel(name: str, out: Tensor) -> Converter:
+    """A call of a function without a body: Relax need not know more of a kernel of our own than its operands."""
+    added: list[Any] = []
+
     def convert(bb: Any, inputs: Sequence[Any], attr: dict[str, Any], params: Any) -> Any:
-        var = bb.add_func(kernel.with_attr("op_pattern", OPAQUE), name)
-        return bb.emit(relax.call_tir(var, list(inputs), relax.TensorType(shape, dtype)))
+        if not added:  # one function, however many layers call it
+            operands = [([int(d) for d in v.ty.shape.values], str(v.ty.dtype)) for v in inputs]
+            buffers = [tirx.decl_buffer(*o) for o in [*operands, (list(out.shape), out.dtype)]]
+            stub = tirx.PrimFunc(buffers, tirx.Evaluate(tirx.IntImm("int32", 0))).with_attrs(STUB)
+            added.append(bb.add_func(stub, name))
+        return bb.emit(relax.call_tir(added[0], list(inputs), relax.TensorType(out.shape, out.dtype)))
 
     return convert
 
 
-def import_onnx(
-    model: onnx.ModelProto, kernels: dict[str, tuple[PrimFunc, Tensor]], converters: dict[str, Converter]
-) -> Any:
-    """The Relax module of a model with static shapes. Nodes whose op type is a key of `kernels` become calls of that
-    kernel (their inputs in order, then the output tensor); `converters` come before the frontend's own. Raises `Unsupported` where the frontend gives up."""
+def import_onnx(model: onnx.ModelProto, kernels: dict[str, Tensor], converters: dict[str, Converter]) -> Any:
+    """The Relax module of a model with static shapes. Nodes whose op type is a key of `kernels` become calls of a
+    function of that name (their inputs in order, then the output); `converters` come before the frontend's own.
+    Raises `Unsupported` where the frontend gives up."""
     said = io.StringIO()
-    calls = {op: _call_kernel(f, op, out.dtype, out.shape) for op, (f, out) in kernels.items()}
+    calls = {op: _call_kernel(op, out) for op, out in kernels.items()}
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(said), _converters({**converters, **calls}):
             warnings.simplefilter("ignore")
@@ -190,8 +198,11 @@ def _fold_moves(module: Any, context: Any) -> Any:
     return folder.builder_.get()
 
 
-def lower(module: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], target: Target) -> Lowered:
-    """Relax module -> fused kernels and the calls that make up `main`. Raises `Unsupported` for control flow, for
+def lower(
+    module: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], target: Target, own: dict[str, PrimFunc]
+) -> Lowered:
+    """Relax module -> fused kernels and the calls that make up `main`; `own`: the kernels by name that were only
+    declared so far. Raises `Unsupported` for control flow, for
     shapes known only at run time, and for ops that need the TVM runtime."""
     p = relax.transform
     passes = [
@@ -215,6 +226,7 @@ def lower(module: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], targ
     kernels = {var.name_hint: _from_the_start(f) for var, f in module.functions.items() if var.name_hint in used}
     for name, kernel in kernels.items():
         _check_alone(name, kernel)
+    kernels = {name: own.get(name, kernel) for name, kernel in kernels.items()}
     return Lowered(program, kernels)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import zoo
 
-from spa.codegen import dispatch, lower, tvm_api
+from spa.codegen import dispatch, kernels, tvm_api
 from spa.codegen.bundle import compile
-from spa.codegen.dispatch import Kernel, Layer
+from spa.codegen.layer import Kernel, Layer
 from spa.codegen.prepare import prepare
 from spa.codegen.target import Target, resolve
 
@@ -36,7 +36,7 @@ def matmul_kernel(rows: int, depth: int, columns: int) -> Any:
 
 
 def offer(layer: Layer, target: Target) -> Kernel | None:
-    if layer.op != "MatMul" or 1 not in layer.consts or layer.inputs[0] is None:
+    if layer.op != "MatMul" or layer.epilogue or 1 not in layer.consts or layer.inputs[0] is None:
         return None
     w = layer.consts[1]
     shape = (layer.inputs[0].shape[0], w.shape[0], w.shape[1])
@@ -51,7 +51,7 @@ def test_nothing_offered_nothing_changed() -> None:
 
 
 def test_an_offer_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lower.dispatch, "FAMILIES", (offer,))
+    monkeypatch.setattr(kernels, "FAMILIES", (offer,))
     model = zoo.network(
         """g (float[4,8] x) => (float[4,5] y) <float[8,6] w, float[6,5] v>
         { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"""

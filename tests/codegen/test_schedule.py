@@ -16,7 +16,7 @@ pytestmark = pytest.mark.codegen
 
 def kernels(text: str) -> dict[str, str]:
     model = prepare(zoo.network(text), {}, tvm_api.imported_ops())
-    lowered = tvm_api.lower(tvm_api.import_onnx(model, {}, {}), *interface(model), resolve("host"))
+    lowered = tvm_api.lower(tvm_api.import_onnx(model, {}, {}), *interface(model), resolve("host"), {})
     return {name: kernel.script() for name, kernel in schedule(lowered, ()).kernels.items()}
 
 

@@ -1,0 +1,156 @@
+"""Depthwise convolutions: one channel at a time, its padded planes in scratch, a tile of rows x vectors in registers.
+
+Neighbouring rows of a tile share what they load: with a 3x3 window, four rows load six rows of the picture, not twelve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from spa.codegen.kernels.epilogue import evaluate
+from spa.codegen.kernels.isa import Isa, isa_of
+from spa.codegen.kernels.tile import Columns, columns_of
+from spa.codegen.kernels.vector import (
+    Expr,
+    argument,
+    covering,
+    function,
+    load,
+    loop,
+    number,
+    product,
+    put,
+    registers,
+    scratch,
+    shifted,
+    splat,
+    store,
+)
+from spa.codegen.kernels.window import Planes, Taps, Window, borders, interior, planes_of, taps_of, window_of
+from spa.codegen.layer import Kernel, Layer, Step
+from spa.codegen.target import Target
+
+UNROLLED = 25  # taps: a 5x5 window
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """All that a kernel's code depends on. `multiplier`: outputs per channel; `rows`: of a tile."""
+
+    window: Window
+    planes: Planes
+    taps: tuple[Taps, ...]
+    multiplier: int
+    rows: int
+    columns: Columns
+    bias: bool
+    steps: tuple[Step, ...]
+    vectors: int
+    tensors: int
+
+
+def offer(layer: Layer, target: Target) -> Kernel | None:
+    """Conv with as many groups as input channels, constant weights, float32."""
+    if layer.op != "Conv" or 1 not in layer.consts or layer.output.dtype != "float32":
+        return None
+    weight = layer.consts[1]
+    w = window_of(layer, weight.shape[2:])
+    if w is None or w.channels != layer.attributes.get("group", 1) or w.channels == 1 or product(w.kernel) == 1:
+        return None
+    if len(layer.inputs) > 2 and layer.inputs[2] is not None and 2 not in layer.consts:
+        return None
+    isa = isa_of(target)
+    planes = planes_of(w)
+    rows, widest = _tile(isa, w)
+    p = Depthwise(
+        window=w,
+        planes=planes,
+        taps=taps_of(w, planes, UNROLLED),
+        multiplier=weight.shape[0] // w.channels,
+        rows=rows,
+        columns=columns_of(isa, w.out[1], widest),
+        bias=2 in layer.consts,
+        steps=layer.epilogue,
+        vectors=len(layer.channels),
+        tensors=len(layer.tensors),
+    )
+    order = [r * w.kernel[1] + s for group in p.taps for r, s in group.order]
+    packed = [weight.reshape(weight.shape[0], -1)[:, order].reshape(-1)]
+    packed += [layer.consts[2]] if p.bias else []
+    packed += [np.concatenate(layer.channels)] if layer.channels else []
+    return Kernel(
+        family="depthwise",
+        format="dense",
+        tile=f"{rows}x{widest * p.columns.lanes}-{isa.name}",
+        why="one input channel per output",
+        activations=(0, *layer.tensors),
+        weights=tuple(np.ascontiguousarray(v, np.float32) for v in packed),
+        build=partial(build_depthwise, p),
+        key=p,
+    )
+
+
+def _tile(isa: Isa, w: Window) -> tuple[int, int]:
+    """Rows and vectors: enough of them to hide the latency, few enough to leave registers for weights."""
+    rows = min(4, w.out[0])
+    return rows, max(1, min(isa.registers // 4 // rows, 2))
+
+
+def build_depthwise(p: Depthwise) -> Any:
+    """The PrimFunc: x, tensor operands, then weights [channels][taps], bias, vectors, then y; all flat."""
+    w = p.window
+    image, total, lanes = w.out[0] * w.out[1], w.channels * p.multiplier, p.columns.lanes
+    taps = product(w.kernel)
+    with function() as f:
+        x = argument("x", w.batch * w.channels * w.size[0] * w.size[1])
+        tensors = [argument(f"t{i}", w.batch * total * image) for i in range(p.tensors)]
+        weights = argument("w", total * taps)
+        bias = argument("bias", total) if p.bias else None
+        vectors = argument("vectors", p.vectors * total) if p.vectors else None
+        y = argument("y", w.batch * total * image)
+        staged = None if w.dense else scratch(p.planes.channel)
+        if staged is not None:
+            borders(w, p.planes, staged, 1, p.columns.full)
+        with loop(w.batch) as n, loop(w.channels) as c:
+            base = (n * w.channels + c) * (w.size[0] * w.size[1])
+            if staged is not None:
+                interior(w, p.planes, x, base, staged, 1, p.columns.full)
+            source, start = (x, base) if staged is None else (staged, 0)
+            with loop(p.multiplier) as q, loop(covering(w.out[0], p.rows)) as i:
+                channel, row = c * p.multiplier + q, shifted(i, p.rows, p.rows, w.out[0])
+                for width, starts in p.columns.walk():
+                    with starts as (at, _):
+                        tile = registers(p.rows, width, lanes)
+                        for r in range(p.rows):
+                            for v in range(width):
+                                initial = splat(bias[channel], lanes) if bias is not None else number(0, lanes)
+                                put(tile[r][v], initial)
+                        _accumulate(p, tile, source, start + row * p.planes.pitch, weights, channel * taps, at)
+
+                        def vector(k: int, channel: Expr = channel) -> Expr:
+                            assert vectors is not None
+                            return splat(vectors[k * total + channel], lanes)
+
+                        for r in range(p.rows):
+                            for v in range(width):
+                                to = (n * total + channel) * image + (row + r) * w.out[1] + at[v]
+                                value = evaluate(p.steps, tile[r][v][0], to, vector, tensors, lanes)
+                                store(y, value, to, lanes)
+    return f.primfunc
+
+
+def _accumulate(p: Depthwise, tile: Any, source: Any, place: Expr, weights: Any, first: Expr, at: list[Expr]) -> None:
+    lanes, done = p.columns.lanes, 0
+    for group in p.taps:
+        with loop(group.count) as i:
+            for t, offset in enumerate(group.offsets):
+                weight = splat(weights[first + done + i * len(group.offsets) + t], lanes)
+                for r, row in enumerate(tile):
+                    for v, register in enumerate(row):
+                        value = load(source, place + r * p.planes.pitch + i * group.step + offset + at[v], lanes)
+                        put(register, weight * value + register[0])
+        done += group.count * len(group.offsets)

@@ -1,0 +1,43 @@
+"""Instruction sets as kernels see them: one row each. The same TIR serves all; only these numbers differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spa.codegen.target import Target
+
+
+@dataclass(frozen=True)
+class Isa:
+    """`lanes`: float32 per vector. `registers`: vector registers a tile may fill. `fma`, `load`, `splat`: cycles of
+    throughput that a vector multiply-add, a vector load and a scalar spread over a vector take (for comparing tiles
+    with each other, not for times). `latency`: cycles from one multiply-add to the next on the same register.
+    `l1`, `l2`: bytes of the caches, as far as one may count on them."""
+
+    name: str
+    lanes: int
+    registers: int
+    fma: float
+    load: float
+    splat: float
+    latency: float
+    l1: int
+    l2: int
+
+
+AVX512 = Isa("avx512", 16, 32, 0.5, 0.5, 0.5, 4, 48 << 10, 1 << 20)
+AVX2 = Isa("avx2", 8, 16, 0.5, 0.5, 0.5, 4, 32 << 10, 256 << 10)
+SSE = Isa("sse", 4, 16, 1.0, 0.5, 1.0, 8, 32 << 10, 256 << 10)
+NEON = Isa("neon", 4, 32, 0.5, 0.5, 0.5, 4, 32 << 10, 256 << 10)
+SIMD128 = Isa("simd128", 4, 16, 1.0, 0.5, 0.5, 8, 32 << 10, 256 << 10)  # an engine's own code for sixteen registers
+
+LEVELS = {"x86-64-v4": AVX512, "x86-64-v3": AVX2}
+
+
+def isa_of(target: Target) -> Isa:
+    """The row of a target: by its architecture, then by its x86-64 level."""
+    if target.is_wasm:
+        return SIMD128
+    if target.triple.startswith(("aarch64", "arm64")):
+        return NEON
+    return LEVELS.get(target.cpu, SSE)

@@ -1,0 +1,74 @@
+"""A layer of a prepared network, and a kernel that computes it: plain data between the graph and the kernel families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from spa.codegen.program import Tensor
+from spa.codegen.target import Target
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Arg:
+    """An operand of an epilogue step: `value` 0 is the layer's own result and `value` i that of step i, `channel` a row
+    of `Layer.channels`, `tensor` an input of the layer with the shape of its output, `scalar` the number itself."""
+
+    kind: Literal["value", "channel", "tensor", "scalar"]
+    index: int = 0
+    number: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One element-wise operator applied to the layer's result; `op` is a key of `epilogue.OPS`."""
+
+    op: str
+    args: tuple[Arg, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One operator with all that a kernel may want to know, and the element-wise operators that follow it.
+
+    `consts` maps the position of an input to its value. `channels` holds vectors of one number per channel of the
+    output (axis 1 of a convolution, the last axis of a product). `output` is the last step's.
+    """
+
+    name: str
+    op: str
+    attributes: Mapping[str, Any]
+    inputs: tuple[Tensor | None, ...]
+    output: Tensor
+    consts: Mapping[int, Array]
+    epilogue: tuple[Step, ...] = ()
+    channels: tuple[Array, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[int, ...]:
+        """Positions of the inputs that the epilogue reads, in the order it names them first."""
+        return tuple(dict.fromkeys(a.index for s in self.epilogue for a in s.args if a.kind == "tensor"))
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel for a layer. `activations`: positions of the layer's inputs it reads at run time; `weights`: packed
+    constants that follow them; then the output. `build()` gives its PrimFunc over these buffers in this order.
+    Kernels of one `key` have the same code; without a key it is this layer's own."""
+
+    family: str
+    format: str
+    tile: str
+    why: str
+    activations: tuple[int, ...]
+    weights: tuple[Array, ...]
+    build: Callable[[], Any] = field(repr=False)
+    key: Hashable = None
+
+
+Offer = Callable[[Layer, Target], Kernel | None]
