@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spa.coupling.groups import Labels
-from spa.importance.obs import Task, eliminate
+from spa.importance.obs import Order, Task, eliminate
 from spa.importance.table import Criterion
 from spa.importance.tensors import GroupTensors, Matrix, Read, Score
 
@@ -33,14 +33,18 @@ def obs(group: GroupTensors) -> list[Score]:
     tasks = [Task(r.weight, r.covariance, r.labels) for r in group.reads()]
     if not tasks:
         return []
-    order = eliminate(tasks, group.size)
+    return [by_step(eliminate(tasks, group.size), group.size)]
+
+
+def by_step(order: Order, size: int) -> Score:
+    """Per channel the error that its step of the elimination adds, rising along the order."""
     total = np.asarray(order.errors)
     ends = np.flatnonzero(np.append(np.diff(total) > 0, True))  # several channels may go in one step
     steps = np.diff(np.interp(np.arange(-1, len(total)), [-1, *ends], [0.0, *total[ends]]))
-    score = np.empty(group.size)
+    score = np.empty(size)
     # rising along the order: a step may look cheaper than the one that made it possible
-    score[order.channels] = np.maximum.accumulate(steps) * (1 + 1e-9 * np.arange(group.size))
-    return [score]
+    score[order.channels] = np.maximum.accumulate(steps) * (1 + 1e-9 * np.arange(size))
+    return score
 
 
 def energy_of_channels(read: Read) -> Score:

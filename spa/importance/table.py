@@ -25,6 +25,7 @@ CRITERIA = {
     "random": "spa.importance.magnitude:RANDOM",
     "fpgm": "spa.importance.geometry:FPGM",
     "cosine": "spa.importance.geometry:COSINE",
+    "kernel": "spa.importance.kernel:KERNEL",
     "wanda": "spa.importance.activation:WANDA",
     "drift": "spa.importance.activation:DRIFT",
     "variance": "spa.importance.activation:VARIANCE",

@@ -21,6 +21,13 @@ Rows = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
 
 
+# activations that let (mostly) the positive part through
+RECTIFIERS = {
+    "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Clip", "Elu", "Selu", "Celu", "Gelu", "FastGelu", "Softplus", "Mish",
+    "Swish", "HardSwish", "HardSigmoid", "Sigmoid", "Erf",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Statistics:
     """What is known beside the weights: moments of what readers read, gradients by constant's name, a seed."""
@@ -111,6 +118,7 @@ class GroupTensors:
     tensors: list[Tensor]
     readers: list[tuple[Reader, Moments, Labels]]
     seed: int = 0
+    rectified: bool = False  # does an activation let only positive parts through?
 
     @property
     def size(self) -> int:
@@ -141,6 +149,7 @@ def group_tensors(
     """Every group (or those given) with its tensors, in order."""
     known = statistics or Statistics()
     contracted = {(r.weight, r.axis) for r in readers(coupling)}
+    rectified = rectified_dims(coupling)
     by_dim: dict[int, list[tuple[Reader, Moments]]] = defaultdict(list)
     for reader, moments in known.moments.items():
         by_dim[coupling.dims.of[reader.weight, reader.axis]].append((reader, moments))
@@ -155,4 +164,10 @@ def group_tensors(
             for dim, labels in group.labels.items()
             for reader, moments in by_dim.get(dim, ())
         ]
-        yield GroupTensors(group, tensors, found, known.seed)
+        yield GroupTensors(group, tensors, found, known.seed, not rectified.isdisjoint(group.labels))
+
+
+def rectified_dims(coupling: Coupling) -> set[int]:
+    outputs = [(v, op.shape(v)) for op in coupling.ops if op.kind in RECTIFIERS for v in op.outputs]
+    slots = [(v, a) for v, shape in outputs for a in range(len(shape))]
+    return {coupling.dims.of[s] for s in slots if s in coupling.dims.of}
