@@ -6,7 +6,7 @@ A schedule is a tuple of budgets, one per step. Plan k is made for the network t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -43,12 +43,19 @@ def linear(start: float, end: float, steps: int) -> tuple[float, ...]:
 
 
 def gradual(
-    model: Model, budgets: Sequence[float], train: Train, *, kind: str = "macs", **choice: Any
+    model: Model,
+    budgets: Sequence[float],
+    train: Train,
+    *,
+    kind: str = "macs",
+    fresh: Callable[[Model], Mapping[str, Any]] | None = None,
+    **choice: Any,
 ) -> Iterator[tuple[Model, Plan]]:
     """Per budget: plan, hand the plan to `train`, and go on with what it gives back; yields (model, plan so far).
 
     budgets: shares of the first network's `macs` or `params` to keep, falling. `train(step, model, plan)` applies the
-    plan where the weights live, trains, and returns the export. `choice` goes to `spa.plan`. Raises `UsageError` for
+    plan where the weights live, trains, and returns the export. `choice` goes to `spa.plan`, and what `fresh(model)` gives
+    for each step's network: its gradients, say. Raises `UsageError` for
     budgets that rise, `CheckFailed` where one cannot be met."""
     from spa.cost import inspect
     from spa.planning import plan
@@ -61,7 +68,7 @@ def gradual(
     whole = getattr(inspect(first), kind)
     for step, budget in enumerate(budgets):
         share = min(1.0, budget * whole / getattr(inspect(model), kind))
-        decided = plan(model, **{kind: share}, **choice)
+        decided = plan(model, **{kind: share}, **choice, **(fresh(model) if fresh else {}))
         plans.append(decided)
         model = train(step, model, decided)
         yield model, compose(first, *plans)

@@ -68,14 +68,14 @@ def test_taylor_is_the_squared_derivative_by_a_gate_on_the_channel() -> None:
     model = network(w)
     coupling = spa.analyze(model)
     given = load({n: np.stack([g[n] for g in each]) for n in w}, coupling)
-    (found,) = scores(coupling, "taylor", Statistics(gradients=given)).values()
+    (found,) = scores(coupling, "taylor", Statistics(gradients=given), normalise="none").values()
     by_gate = [slope(lambda e, x=x: loss(w, x, 1 + e), 7) for x in sets]
     np.testing.assert_allclose(found, np.mean(np.square(by_gate), 0), rtol=1e-3)
     # and so it tells to first order what removing a faint channel costs
     faint = {**w, "w1": w["w1"] * np.where(np.arange(7) == 3, 1e-3, 1.0)}
     cost = loss(faint, sets[0], np.where(np.arange(7) == 3, 0.0, 1.0)) - loss(faint, sets[0])
     one = load(gradient(faint, sets[0]), coupling)
-    (score,) = scores(spa.analyze(network(faint)), "taylor", Statistics(gradients=one)).values()
+    (score,) = scores(spa.analyze(network(faint)), "taylor", Statistics(gradients=one), normalise="none").values()
     assert score[3] == pytest.approx(cost**2, rel=0.02) and score.argmin() == 3
 
 
@@ -91,7 +91,7 @@ def test_snip_is_the_sum_of_connection_sensitivities() -> None:
         switches[name] = np.abs(slope(switched, array.size)).reshape(array.shape)
     coupling = spa.analyze(network(w))
     given = load(gradient(w, x), coupling)
-    (found,) = scores(coupling, "snip", Statistics(gradients=given)).values()
+    (found,) = scores(coupling, "snip", Statistics(gradients=given), normalise="none").values()
     expected = switches["w0"].sum(1) + switches["b0"] + switches["w1"].sum(0)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
@@ -177,7 +177,7 @@ def test_gradients_and_their_products_with_the_hessian_from_pytorch() -> None:
     assert all(p.grad is None for p in module.parameters())
     shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
     assert {n: a.shape for n, a in plain.items()} == {n: (3, *s) for n, s in shapes.items()}
-    taylor = scores(coupling, "taylor", Statistics(gradients=plain))
+    taylor = scores(coupling, "taylor", Statistics(gradients=plain), normalise="none")
     grasp = scores(coupling, "grasp", Statistics(gradients=products))
 
     def flow(state: Any, batch: Any) -> float:

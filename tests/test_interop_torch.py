@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import onnxruntime
 
 import spa
+from spa.cli import cli
 from spa.errors import CheckFailed, Unsupported, UsageError
 from spa.model import Model
 from spa.planning import Plan, from_masks
+
+ROOT = Path(__file__).parent.parent
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 
@@ -275,3 +284,30 @@ def test_a_plan_for_another_architecture_is_refused() -> None:
     model = export(shaken(wide), (torch.randn(1, 3, 4, 4),), **UNFOLDED["script"])
     with pytest.raises(Unsupported):
         interop.apply(spa.plan(model, ratio=0.5), shaken(narrow), model=model)
+
+
+def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "any_time.md").read_text("utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    names = {"__name__": "any_time"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the older exporter says that it is old
+        exec(compile(code, "docs/any_time.md", "exec", dont_inherit=True), names)
+    assert 0 < names["model"].inspect().macs < names["first"].inspect().macs / 2  # type: ignore[attr-defined]
+    for command in re.findall(r"^    (spa prune .*)$", page, re.MULTILINE):
+        names["first"].save("net.onnx", force=True)  # type: ignore[attr-defined]
+        done = CliRunner().invoke(cli, command.split()[1:], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+
+def test_the_example_of_fine_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "finetune"))
+    rows = importlib.import_module("finetune").main(["--macs", "0.4", "--steps", "2", "-o", str(tmp_path)])
+    assert rows["dense"] > 0.9
+    assert min(rows[name] for name in ("fine-tuned", "gradual", "soup")) > max(0.8, rows["pruned"])
+    dense, gradual = (spa.load(tmp_path / f"{name}.onnx") for name in ("dense", "gradual"))
+    replayed = spa.apply(dense, Plan.load(tmp_path / "gradual.json")).model
+    shapes = [{n: tuple(v.shape) for n, v in m.ir.graph.initializers.items()} for m in (replayed, gradual)]
+    assert shapes[0] == shapes[1]
