@@ -1,6 +1,7 @@
 """Depthwise convolutions: one channel at a time, its padded planes in scratch, a tile of rows x vectors in registers.
 
 Neighbouring rows of a tile share what they load: with a 3x3 window, four rows load six rows of the picture, not twelve.
+With stride 2 the even elements of two vectors are shuffled into one; only larger strides split the picture (`window`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from spa.codegen.kernels.vector import (
     Expr,
     argument,
     covering,
+    evens,
     function,
     load,
     loop,
@@ -30,7 +32,7 @@ from spa.codegen.kernels.vector import (
     splat,
     store,
 )
-from spa.codegen.kernels.window import Planes, Taps, Window, borders, interior, planes_of, taps_of, window_of
+from spa.codegen.kernels.window import Planes, Taps, Window, borders, interior, planes_of, taps_of, unsplit, window_of
 from spa.codegen.layer import Kernel, Layer, Step
 from spa.codegen.target import Target
 
@@ -39,9 +41,12 @@ UNROLLED = 25  # taps: a 5x5 window
 
 @dataclass(frozen=True)
 class Depthwise:
-    """All that a kernel's code depends on. `multiplier`: outputs per channel; `rows`: of a tile."""
+    """All that a kernel's code depends on. `multiplier`: outputs per channel; `rows`: of a tile; `strides`: those left
+    to the kernel, where `staged` describes the picture without."""
 
     window: Window
+    staged: Window
+    strides: tuple[int, int]
     planes: Planes
     taps: tuple[Taps, ...]
     multiplier: int
@@ -64,12 +69,16 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     if len(layer.inputs) > 2 and layer.inputs[2] is not None and 2 not in layer.consts:
         return None
     isa = isa_of(target)
-    planes = planes_of(w)
+    stepping = w.strides[1] == 2
+    staged = unsplit(w) if stepping else w
+    planes = planes_of(staged)
     rows, widest = _tile(isa, w)
     p = Depthwise(
         window=w,
+        staged=staged,
+        strides=w.strides if stepping else (1, 1),
         planes=planes,
-        taps=taps_of(w, planes, UNROLLED),
+        taps=taps_of(staged, planes, UNROLLED),
         multiplier=weight.shape[0] // w.channels,
         rows=rows,
         columns=columns_of(isa, w.out[1], widest),
@@ -112,13 +121,13 @@ def build_depthwise(p: Depthwise) -> Any:
         bias = argument("bias", total) if p.bias else None
         vectors = argument("vectors", p.vectors * total) if p.vectors else None
         y = argument("y", w.batch * total * image)
-        staged = None if w.dense else scratch(p.planes.channel)
+        staged = None if p.staged.dense else scratch(p.planes.channel)
         if staged is not None:
-            borders(w, p.planes, staged, 1, p.columns.full)
+            borders(p.staged, p.planes, staged, 1, p.columns.full)
         with loop(w.batch) as n, loop(w.channels) as c:
             base = (n * w.channels + c) * (w.size[0] * w.size[1])
             if staged is not None:
-                interior(w, p.planes, x, base, staged, 1, p.columns.full)
+                interior(p.staged, p.planes, x, base, staged, 1, p.columns.full)
             source, start = (x, base) if staged is None else (staged, 0)
             with loop(p.multiplier) as q, loop(covering(w.out[0], p.rows)) as i:
                 channel, row = c * p.multiplier + q, shifted(i, p.rows, p.rows, w.out[0])
@@ -129,7 +138,9 @@ def build_depthwise(p: Depthwise) -> Any:
                             for v in range(width):
                                 initial = splat(bias[channel], lanes) if bias is not None else number(0, lanes)
                                 put(tile[r][v], initial)
-                        _accumulate(p, tile, source, start + row * p.planes.pitch, weights, channel * taps, at)
+                        _accumulate(
+                            p, tile, source, start + row * (p.strides[0] * p.planes.pitch), weights, channel * taps, at
+                        )
 
                         def vector(k: int, channel: Expr = channel) -> Expr:
                             assert vectors is not None
@@ -151,6 +162,8 @@ def _accumulate(p: Depthwise, tile: Any, source: Any, place: Expr, weights: Any,
                 weight = splat(weights[first + done + i * len(group.offsets) + t], lanes)
                 for r, row in enumerate(tile):
                     for v, register in enumerate(row):
-                        value = load(source, place + r * p.planes.pitch + i * group.step + offset + at[v], lanes)
+                        where = place + (r * p.strides[0]) * p.planes.pitch + i * group.step + offset
+                        where += at[v] * p.strides[1]
+                        value = evens(source, where, lanes) if p.strides[1] == 2 else load(source, where, lanes)
                         put(register, weight * value + register[0])
         done += group.count * len(group.offsets)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from spa.codegen.kernels.isa import Isa
 from spa.codegen.kernels.vector import Expr, covering, fits, loop
 
+FAR = 0.3  # share of a vector load that its waiting adds
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -78,9 +80,10 @@ def columns_of(isa: Isa, length: int, widest: int) -> Columns:
 
 
 def step_cycles(isa: Isa, rows: int, columns: int) -> float:
-    """Cycles for one k of a tile: multiply-adds, loads and spread weights side by side, or the latency of one."""
+    """Cycles for one k of a tile: multiply-adds, loads and spread weights side by side, or the latency of one; and what
+    vectors cost that come from further away than the first cache."""
     work = max(rows * columns * isa.fma, columns * isa.load + rows * isa.splat)
-    return max(work, isa.latency) + 0.5
+    return max(work, isa.latency) + FAR * (columns * isa.load + rows * isa.splat / 3) + 0.5
 
 
 def tiles(isa: Isa) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spa.codegen.kernels.vector import covering, evens, fits, load, loop, number, shifted, store
@@ -86,6 +86,12 @@ class Planes:
     def channel(self) -> int:
         """Elements of one channel."""
         return len(self.phases) * self.rows * self.pitch
+
+
+def unsplit(w: Window) -> Window:
+    """The same window without its stride, for kernels that step over pixels themselves."""
+    size = [(o - 1) * s + 1 for o, s in zip(w.out, w.strides, strict=True)]
+    return replace(w, strides=(1, 1), out=(size[0], size[1]))
 
 
 def planes_of(w: Window) -> Planes:
