@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from scipy import linalg
-
 from spa.calibration import HELD, MAX_FEATURES, Moments, Reader, Walk, contractions, measure
 from spa.calibration.moments import Statistics
 from spa.calibration.walk import used_names
@@ -259,15 +257,13 @@ def variance_gain(new: Matrix, s: Statistics) -> Matrix:
 
 def spectrum(xx: Matrix, lost: Mask, damping: float) -> tuple[int, float]:
     """Rank of the kept features' second moments, and condition number of the damped ones; the worst of the groups."""
-    ranks, conditions = [], []
-    for g in range(len(xx)):
-        kept = ~lost[g]
-        values = linalg.eigvalsh(xx[g][np.ix_(kept, kept)]) if kept.any() else np.ones(1)
-        top = max(float(values[-1]), 1e-30)
-        floor = damping * float(values.mean())
-        ranks.append(int((values > top * len(values) * np.finfo(np.float32).eps).sum()))
-        conditions.append((top + floor) / max(float(values[0]) + floor, 1e-12 * top))
-    return min(ranks), max(conditions)
+    gone = int(lost.sum(1).max())  # their rows are zero here, and so are as many of the smallest eigenvalues
+    values = np.linalg.eigvalsh(np.where(lost[:, :, None] | lost[:, None, :], 0.0, xx))[:, gone:]
+    top, size = np.maximum(values[:, -1:], 1e-30), max(1, values.shape[1])
+    floor = damping * values.mean(1)
+    rank = (values > top * size * np.finfo(np.float32).eps).sum(1)
+    condition = (top[:, 0] + floor) / np.maximum(values[:, 0] + floor, 1e-12 * top[:, 0])
+    return int(rank.min()), float(condition.max())
 
 
 def reached(walk: Walk, names: set[str]) -> set[str]:

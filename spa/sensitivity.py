@@ -76,6 +76,7 @@ class Calibrated:
     ) -> None:
         self.coupling, self.feeds, self.align, self.tick = coupling, feeds, align, tick
         self.executor = executor or Inline()
+        self.means: dict[Reader, npt.NDArray[np.float64]] = {}  # of what it reads, per group and feature
         self.scores = magnitude(coupling)
         self.known = [r for r in readers(coupling) if r.features <= MAX_FEATURES and r.weight.is_initializer()]
         dims = coupling.dims.of
@@ -122,6 +123,7 @@ class Calibrated:
                 while wanted and set(self.readers[group.id]) - set(moments):
                     reader = wanted.pop(0)
                     moments[reader] = measure(reader, reader.observe(walk))
+                    self.means[reader] = moments[reader].statistics(0).x
                 needed = {r for g in self.groups[number + 1 :] for r in self.readers[g.id]}
                 yield group, self.submit(group, moments, self.counts(group) if stops else [])
                 moments = {r: m for r, m in moments.items() if r in needed}
@@ -137,7 +139,7 @@ class Calibrated:
             assert tensor is not None
             matrix = reader.matrix(tensor.numpy())
             labels = reader.spread(group.labels[self.coupling.dims.of[reader.weight, reader.axis]])
-            tasks += [Task(matrix[k], moments[reader].covariance(k), labels[k]) for k in range(reader.groups)]
+            tasks += [Task(matrix[k], moments[reader].covariance(k, 0), labels[k]) for k in range(reader.groups)]
         if tasks:
             return self.executor.submit(eliminate, tasks, group.size, keep, stops=stops)
         order = [int(i) for i in np.argsort(self.scores[group.id], kind="stable") if int(i) not in keep]
@@ -155,7 +157,12 @@ class Calibrated:
         at = 0
         for reader in self.readers[group.id]:
             matrix = np.stack(order.weights[count][at : at + reader.groups]).astype(np.float64)
-            found[reader.weight.name or ""] = reader.tensor(matrix, array_of(reader.weight))
+            old = array_of(reader.weight)
+            found[reader.weight.name or ""] = reader.tensor(matrix, old)
+            if (bias := reader.bias()) is not None:
+                shift = np.einsum("gof,gf->go", reader.matrix(old) - matrix, self.means[reader])
+                b = found.get(bias.name or "", array_of(bias))
+                found[bias.name or ""] = (b + shift.reshape(b.shape)).astype(b.dtype)
             at += reader.groups
         return found
 

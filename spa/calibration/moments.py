@@ -16,7 +16,7 @@ from spa.calibration.readers import Array, Matrix, Reader, Values
 MAX_FEATURES = 6144  # wider inputs are not gathered: their moments would not fit
 ROWS = 24  # sampled rows per feature, at least
 WORK = 2e9  # multiply-accumulates per reader that more rows may cost
-VALUES = 2e7  # unfolded numbers, likewise
+VALUES = 4e6  # unfolded numbers, likewise
 HELD = 4  # every fourth input is held back, to judge by what was not fitted
 
 

@@ -193,6 +193,9 @@ def unfold_conv(op: Op, x: Array, groups: int, rng: np.random.Generator, rows: i
     counts = [(n - p) // s + 1 for n, p, s in zip(x.shape[2:], spans, strides, strict=True)]
     positions = math.prod(counts)
     picked = np.arange(positions)[sample(positions, max(1, math.ceil(rows / len(x))), rng)]
+    if positions == math.prod(x.shape[2:]) and math.prod(kernel) == 1:
+        rows_of = x.reshape(len(x), groups, -1, positions)[..., picked]
+        return rows_of.transpose(1, 0, 3, 2).reshape(groups, -1, rows_of.shape[2])
     where = np.unravel_index(picked, counts)
     taps = np.unravel_index(np.arange(math.prod(kernel)), kernel)
     index = tuple(w[:, None] * s + t[None, :] * d for w, s, t, d in zip(where, strides, taps, dilations, strict=True))
