@@ -15,9 +15,10 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from spa.calibration import Walk, load
+from spa.calibration import MAX_FEATURES, Moments, Walk, load, measure
 from spa.coupling import analyze
 from spa.coupling.prepare import inlined
 from spa.errors import Unsupported
@@ -31,7 +32,6 @@ from spa.shapes import tensor_of
 from spa.sparsity.formats.encoding import Array, Coded, Grid
 from spa.sparsity.layers import Layer, layers
 from spa.sparsity.quantization import Encoding, quantise
-from spa.sparsity.thinning import Inputs, bias_name, gather
 
 SPARED = ("Gather",)  # a table would be dequantised whole for every few rows that are read
 
@@ -95,10 +95,8 @@ def quantize(
     done = []
     for number, layer in enumerate(chosen):
         tick(number, len(chosen))
-        name, inputs = layer.weight.name or "", None
-        if walk is not None and layer.op.out.name in walk.place and name in walk.constants:
-            walk.advance(layer.op.out.name)
-            inputs = gather(layer, walk)
+        name = layer.weight.name or ""
+        inputs = gather(layer, walk) if walk is not None else None
         array = tensor_of(layer.weight).numpy()  # type: ignore[union-attr]
         width = encoding.group if nbits and isinstance(encoding.group, int) and fits_nbits(layer, encoding) else None
         coded, error = encode(layer, array, encoding, inputs, width)
@@ -107,18 +105,47 @@ def quantize(
         if walk is not None and name in walk.constants:
             new = layer.view.tensor(coded.dense().astype(np.float64), array)
             walk.replace(name, new)
-            bias = bias_name(layer)
-            if bias is not None and inputs is not None:
+            if inputs is not None and inputs.bias is not None:
                 w = layer.view.matrix(array) - layer.view.matrix(new)
                 shift = np.concatenate([w[g] @ inputs.mean(g) for g in range(len(w))])
-                was = walk.constant(bias)
-                walk.replace(bias, (was + shift.reshape(was.shape)).astype(was.dtype))
-                biases[bias] = walk.constant(bias)
+                was = walk.constant(inputs.bias)
+                biases[inputs.bias] = (was + shift.reshape(was.shape)).astype(was.dtype)
+                walk.replace(inputs.bias, biases[inputs.bias])
     before = sum(t.nbytes for v in working.ir.graph.initializers.values() if (t := v.const_value) is not None)
     out = write(working, found, biases, encoding, nbits)
     after = sum(t.nbytes for v in out.ir.graph.initializers.values() if (t := v.const_value) is not None)
     facts = {"weights": [asdict(q) for q in done], "bytes_before": before, "bytes_after": after}
     return Result(out, facts={"quantize": facts})
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the columns of a layer carry; `bias`: the constant that takes up their means."""
+
+    moments: Moments
+    order: npt.NDArray[np.int64]
+    bias: str | None
+
+    def mean(self, g: int) -> Array:
+        return self.moments.mean(g)[self.order]
+
+    def moment(self, g: int) -> npt.NDArray[np.float64]:
+        """Second moment [cols, cols] of group g, central where a bias takes up the means."""
+        c = self.moments.covariance(g)
+        c = c if self.bias is not None else c + np.outer(self.moments.mean(g), self.moments.mean(g))
+        return c[np.ix_(self.order, self.order)]
+
+
+def gather(layer: Layer, walk: Walk) -> Inputs | None:
+    """At a walk on its way to the layer; None where its inputs are not known, or several nodes read its weight."""
+    reader = layer.reader
+    if reader is None or layer.cols > MAX_FEATURES or layer.weight.name not in walk.constants:
+        return None
+    if layer.op.out.name not in walk.place or len(layer.weight.uses()) > 1:
+        return None
+    bias = reader.bias()
+    name = bias.name if bias is not None and bias.name in walk.constants else None
+    return Inputs(measure(reader, reader.observe(walk)), layer.order, name)
 
 
 def prepared(model: Model, encoding: Encoding, *, biases: bool) -> Model:

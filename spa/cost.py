@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,9 @@ class Cost:
         return asdict(self)
 
 
+DECODERS = ("DequantizeLinear", "Cast", "Reshape", "Transpose", "Slice")  # of a constant: no layers of their own
+
+
 def mac_terms(op: Op) -> list[list[Slot]]:
     """Axes whose sizes multiply to multiply-accumulates, one list per contraction; none where the node has none."""
     y = op.out
@@ -80,7 +84,8 @@ def inspect(model: Model, sizes: dict[str, int] | None = None) -> Cost:
     given = {s: 1 for s, lead in free_symbols(model.ir, sizes or {}).items() if lead} | (sizes or {})
     shapes = infer(model.ir, given)
     opsets = dict(model.ir.opset_imports)
-    layers, seen = [], set()
+    layers, seen = [], set[ir.Value | None]()
+    decoded: dict[ir.Value, tuple[int, int]] = {}  # what a decoded weight holds, for the layer that reads it
     nodes = list(model.ir.graph.all_nodes())
     for node in nodes:
         op = Op(node, shapes, opsets.get(node.domain, 1))
@@ -90,12 +95,18 @@ def inspect(model: Model, sizes: dict[str, int] | None = None) -> Cost:
             macs = sum(math.prod(_size(op, s) for s in slots) for slots in mac_terms(op))
         params = size = 0
         for v in node.inputs:
+            if v is not None and v in decoded:
+                more, bytes_ = decoded.pop(v)
+                params, size = params + more, size + bytes_
             tensor = tensor_of(v)
             if tensor is not None and v not in seen and tensor.size > 1:
                 seen.add(v)
                 size += tensor.nbytes
                 params += tensor.size if is_parameter(tensor) else 0
-        if params or macs:
+        if node.op_type in DECODERS and all(v is None or v in seen or tensor_of(v) is not None for v in node.inputs):
+            seen.add(node.outputs[0])
+            decoded[node.outputs[0]] = params, size
+        elif params or macs:
             layers.append(
                 Layer(
                     node.name or node.outputs[0].name or "",
@@ -111,7 +122,7 @@ def inspect(model: Model, sizes: dict[str, int] | None = None) -> Cost:
         params=sum(t.size for t in tensors if is_parameter(t)),
         macs=sum(layer.macs for layer in layers),
         bytes=sum(t.nbytes for t in tensors),
-        peak_activation_bytes=peak(model.ir.graph, shapes.shape, shapes.dtype),
+        peak_activation_bytes=peak(model.ir.graph, shapes.shape, shapes.dtype, seen),
         layers=layers,
     )
 
@@ -128,8 +139,14 @@ def is_parameter(tensor: ir.TensorProtocol) -> bool:
     return dtype.is_floating_point() or (dtype.is_integer() and dtype.bitwidth <= 8)
 
 
-def peak(graph: ir.Graph, shapes: dict[ir.Value, tuple[int, ...] | None], dtypes: dict[ir.Value, int]) -> int:
-    """Bytes of live activations at the worst moment, nodes run in their order, inputs and outputs counted."""
+def peak(
+    graph: ir.Graph,
+    shapes: dict[ir.Value, tuple[int, ...] | None],
+    dtypes: dict[ir.Value, int],
+    constant: Collection[ir.Value | None] = (),
+) -> int:
+    """Bytes of live activations at the worst moment, nodes run in their order, inputs and outputs counted; `constant`
+    values are weights."""
 
     def size(v: ir.Value) -> int:
         return (
@@ -143,7 +160,7 @@ def peak(graph: ir.Graph, shapes: dict[ir.Value, tuple[int, ...] | None], dtypes
     live = sum(size(v) for v in graph.inputs if v not in graph.initializers.values())
     top = live
     for node in graph:
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" or node.outputs[0] in constant:
             continue
         live += sum(size(v) for v in node.outputs if readers[v])
         top = max(top, live)
@@ -151,7 +168,7 @@ def peak(graph: ir.Graph, shapes: dict[ir.Value, tuple[int, ...] | None], dtypes
             if v is None:
                 continue
             readers[v] -= 1
-            if not readers[v] and tensor_of(v) is None:
+            if not readers[v] and tensor_of(v) is None and v not in constant:
                 live -= size(v)
     return top
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,29 @@ def inspect(model: Path, shapes: tuple[str, ...], allow_approximate: bool, as_js
         click.echo(f"note: {note}", err=True)
     sizes = sizes_of(network, parse_shapes(shapes))
     from spa.cost import inspect as measure
+    from spa.sparsity.storage import storage
 
-    cost = measure(network, sizes)
+    cost, stored = measure(network, sizes), storage(network)
     coupling = analyze(network, sizes=sizes, allow_approximate=allow_approximate)
     groups: list[dict[str, Any]] = [
         {"id": g.id, "size": g.size, "prunable": True, "exact": g.exact, "members": len(g.members)}
         for g in coupling.groups
     ]
     groups += [{"id": b.group, "size": 0, "prunable": False, "reason": str(b.reason)} for b in coupling.blocked]
+    layers = [{**asdict(layer), **stored.of(layer.name)} for layer in cost.layers]
     if as_json:
-        print_json({"schema": 1, **cost.to_json(), "groups": groups})
+        print_json({"schema": 1, **cost.to_json(), **stored.totals(), "layers": layers, "groups": groups})
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    table = Table("layer", "op", "output", "params", "macs", "bytes")
+    thin = ["density", "packed", "as"] if stored.sparse else []
+    table = Table("layer", "op", "output", "params", "macs", "bytes", *thin)
     for layer in cost.layers:
+        packed = stored.of(layer.name)
+        told = [f"{packed['density']:.2f}", human(packed["packed_bytes"]), packed["format"]] if packed else []
         table.add_row(
             escape(layer.name),
             layer.op,
@@ -50,10 +56,13 @@ def inspect(model: Path, shapes: tuple[str, ...], allow_approximate: bool, as_js
             human(layer.params),
             human(layer.macs),
             human(layer.bytes),
+            *(told if thin else []),
         )
     table.add_section()
     table.add_row("total", "", "", human(cost.params), human(cost.macs), human(cost.bytes))
     console.print(table)
+    sizes_told = (stored.file_bytes, stored.gzip_bytes, stored.packed_bytes)
+    console.print("file {}B, gzipped {}B, weights packed {}B".format(*map(human, sizes_told)))
     console.print(f"peak activation memory {human(cost.peak_activation_bytes)}B")
     table = Table("group", "channels", "coupled axes")
     for g in coupling.groups:

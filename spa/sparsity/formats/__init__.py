@@ -6,7 +6,10 @@ A convolution's weight is the matrix [O, kh * kw * I / group] of `spa.sparsity.l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 
 from spa.errors import UsageError
 from spa.sparsity.formats.base import Format
@@ -22,6 +25,7 @@ __all__ = ["NM", "Bitmap", "Bsr", "Coded", "Csr", "Dense", "FanIn", "Format", "G
 
 BLOCKS = ((4, 1), (1, 4), (2, 1), (8, 1), (16, 1), (1, 8), (1, 16), (4, 4))  # that `best` tries
 GROUPS = (4, 8, 16)  # M of N:M that `best` tries
+SAMPLED, SAMPLED_ROWS = 1 << 18, 64  # entries that `best` looks at, in runs of so many rows
 
 
 def pack(weight: Array | Coded, name: str) -> Format:
@@ -39,19 +43,22 @@ def pack(weight: Array | Coded, name: str) -> Format:
     raise UsageError(f"no format is called '{name}'", hint="dense, csr, csr8, bsr4x1, 2:4, fan_in or bitmap")
 
 
-def candidates(weight: Coded) -> Iterator[Format]:
-    yield Dense.pack(weight)
-    if weight.kept.all():
-        return
-    yield Csr.pack(weight)
-    yield Bitmap.pack(weight)
-    yield FanIn.pack(weight)
-    for block in BLOCKS:
-        yield Bsr.pack(weight, block)
-    for m in GROUPS:
-        yield NM.pack(weight, None, m)
+def families() -> list[Callable[[Coded], Format]]:
+    """What `best` tries, in this order."""
+    found: list[Callable[[Coded], Format]] = [Dense.pack, Csr.pack, Bitmap.pack, FanIn.pack]
+    found += [partial(Bsr.pack, block=block) for block in BLOCKS]
+    return found + [partial(NM.pack, m=m) for m in GROUPS]
 
 
 def best(weight: Array | Coded) -> Format:
-    """The form that takes the fewest bytes; the first of equals, dense before all."""
-    return min(candidates(coded(weight)), key=lambda f: f.bytes)
+    """The form that takes the fewest bytes; the first of equals, dense before all. Of a large matrix some rows decide."""
+    weight = coded(weight)
+    kept = weight.kept
+    if kept.all():
+        return Dense.pack(weight)
+    rows = np.arange(weight.shape[0])
+    if weight.codes.size > SAMPLED:
+        every = -(-weight.codes.size // SAMPLED)
+        rows = rows[rows // SAMPLED_ROWS % every == 0]
+    sample = Coded(weight.codes[rows], weight.grid.of(rows) if weight.grid else None)
+    return min(families(), key=lambda family: family(sample).bytes)(weight)

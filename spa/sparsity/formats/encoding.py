@@ -48,6 +48,12 @@ class Grid:
         rows, columns = np.indices(shape, sparse=True)
         return self.at(rows, columns)
 
+    def of(self, rows: Index) -> Grid:
+        """The grid of these rows of a matrix."""
+        if len(self.scale) == 1:
+            return self
+        return Grid(self.bits, self.group, self.scale[rows], None if self.zero is None else self.zero[rows])
+
     def arrays(self) -> dict[str, Array]:
         found = {"scales": self.scale}
         if self.zero is not None:
