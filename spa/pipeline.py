@@ -33,6 +33,7 @@ PASSES = {
     "quantize": "spa.passes.quantize:Quantize",
     "slice": "spa.passes.slice:Slice",
     "soup": "spa.passes.soup:Soup",
+    "sparsify": "spa.passes.sparsify:Sparsify",
 }
 
 

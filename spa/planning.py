@@ -36,10 +36,12 @@ class Plan:
     constants: dict[str, list[Any]] = field(default_factory=dict)
     pipeline: str = "slice"
     schema: int = SCHEMA
+    sparsity: dict[str, str] = field(default_factory=dict)  # weight -> pattern, of the network that is left
 
     def to_json(self) -> str:
         keys = ("schema", "model", "pipeline", "removed", "groups", "blocked", "constants")
-        return json.dumps({k: getattr(self, k) for k in keys}, indent=1) + "\n"
+        thin = {"sparsity": self.sparsity} if self.sparsity else {}
+        return json.dumps({k: getattr(self, k) for k in keys} | thin, indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str, where: str = "plan") -> Plan:
@@ -65,6 +67,7 @@ class Plan:
             data.get("blocked", []),
             data.get("constants", {}),
             data.get("pipeline", "slice"),
+            sparsity=data.get("sparsity", {}),
         )
 
     @staticmethod

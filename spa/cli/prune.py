@@ -153,7 +153,13 @@ def prune(model: Path, **options: Any) -> None:
 
             stage("thinning out")
             result = thinned(network, result, thin or {}, calib, given, sizes, options)
-            assert isinstance(result.plan, Plan)
+        judged = None if "sparsity" in result.facts else calib
+        if calib and not judged:
+            from spa.cli.sparsity import judge_thin
+
+            stage("judging")
+            facts["drift"] = judge_thin(network, decided, thin or {}, calib, sizes, options) | facts.get("drift", {})
+        assert isinstance(result.plan, Plan)
         verified = result.facts["verified"]
         document = {
             "schema": 1,
@@ -167,7 +173,7 @@ def prune(model: Path, **options: Any) -> None:
                 network,
                 result.model,
                 decided,
-                calib,
+                judged,
                 facts.get("drift", {}),
                 metric,
                 dense_metric,

@@ -66,10 +66,7 @@ def fit(w: Stack, inputs: Inputs | None, pattern: Pattern, taps: int, *, criteri
     if inputs is None:
         mask = np.stack([pattern.mask(masks.magnitude(m), taps) for m in w])
         return Fit(np.where(mask, w, 0), mask, None, {"criterion": "magnitude"})
-    groups, rows, cols = w.shape
-    if criterion == "auto":
-        flops = groups * (400.0 * rows * cols**2 + 10.0 * cols**3)
-        criterion = "admm" if flops <= SEARCH_FLOPS else "sparsegpt"
+    criterion, groups = named(criterion, w), len(w)
     goal, share = aim(w, inputs) if mend else (w, 0.0)
     chosen = [choose(goal[g], inputs.all, g, pattern, taps, criterion) for g in range(groups)]
     mask = np.stack([m for m, _ in chosen])
@@ -83,6 +80,27 @@ def fit(w: Stack, inputs: Inputs | None, pattern: Pattern, taps: int, *, criteri
         facts |= {"damping": damping, "share": share, "refitted": relative_error(new, inputs)}
     shift = inputs.all.y - np.einsum("gof,gf->go", new, inputs.all.x) if inputs.central else None
     return Fit(new, mask, shift, facts)
+
+
+def named(criterion: str, w: Stack) -> str:
+    """What `auto` means for weights of this size."""
+    groups, rows, cols = w.shape
+    flops = groups * (400.0 * rows * cols**2 + 10.0 * cols**3)
+    return criterion if criterion != "auto" else "admm" if flops <= SEARCH_FLOPS else "sparsegpt"
+
+
+def thinned(
+    w: Stack, inputs: Inputs | None, pattern: Pattern, taps: int, criterion: str, damping: float
+) -> tuple[Stack, Stack | None]:
+    """`fit` in short, for trials: towards the dense weights, with a damping that is given."""
+    if inputs is None:
+        return fit(w, None, pattern, taps, mend=False).weight, None
+    how = named(criterion, w)
+    mask = np.stack([choose(m, inputs.fitted, g, pattern, taps, how)[0] for g, m in enumerate(w)])
+    new = refitted(w, mask, inputs.fitted, damping)
+    new *= variance_gain(new, inputs.fitted)
+    shift = inputs.fitted.y - np.einsum("gof,gf->go", new, inputs.fitted.x) if inputs.central else None
+    return new, shift
 
 
 def aim(w: Stack, inputs: Inputs) -> tuple[Stack, float]:

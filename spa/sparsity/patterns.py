@@ -68,19 +68,19 @@ class Pattern:
         return self.kind != "nm"
 
     def at(self, density: float) -> Pattern:
-        """The same pattern with another share of weights that stay."""
-        return replace(self, ratio=1 - density) if self.adjustable else self
+        """The same pattern with another share of weights that stay, to four digits."""
+        return replace(self, ratio=max(0.0, round(1 - density, 4))) if self.adjustable else self
 
     def mask(self, scores: Matrix, taps: int = 1) -> Mask:
         """What stays of a matrix: the units with the largest sums of `scores` [rows, cols], ties to the first.
 
         `taps`: the columns are so many runs of the same inputs, one per tap of a kernel."""
-        units = self._units(scores, taps)
+        units = self.units(scores, taps)
         return self._spread(self._top(units), scores.shape, taps)
 
     def check(self, weight: npt.NDArray[Any], taps: int = 1) -> bool:
         """Has a matrix [rows, cols] no more in any pool than the pattern lets stay?"""
-        there = self._units((weight != 0).astype(np.float64), taps) > 0
+        there = self.units((weight != 0).astype(np.float64), taps) > 0
         pools = self._pools(there, False)
         return bool((pools.sum(-1) <= self._kept(there.shape)).all())
 
@@ -88,7 +88,7 @@ class Pattern:
         """Columns that must be decided together (0: any number may)."""
         return taps if self.kind == "kernel" else self.m if self.kind == "nm" else self.cols
 
-    def _units(self, values: Matrix, taps: int) -> Matrix:
+    def units(self, values: Matrix, taps: int) -> Matrix:
         """Sums per unit [unit rows, unit columns]."""
         rows, cols = values.shape
         if self.kind == "kernel":
