@@ -71,7 +71,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calib",
-    help="Calibration inputs to choose by and to repair with: FILE.npz or .npy, samples along the first axis; or synthetic.",
+    help="Calibration inputs to choose by and to repair with: FILE.npz or .npy, samples along the first axis; a folder of those, "
+    "or of images as in DIR{mean=0.5,std=0.5}; module:function; or synthetic.",
 )
 @click.option(
     "--gradients",
