@@ -1,4 +1,5 @@
-"""Criteria compared: a trained network pruned to a share of its multiply-accumulates by each, without and with repair.
+"""Criteria compared: a trained network pruned to a share of its multiply-accumulates by each; left alone, mended from its
+weights alone (`spa.passes.merge`), and mended on calibration samples.
 
     python benchmarks/criteria.py FOLDER NAME SHARE [SCOPE [CRITERION...]]
 
@@ -14,8 +15,19 @@ import time
 from pathlib import Path
 
 import spa
+import spa.errors
 from spa.calibration import load
 from spa.importance.table import CRITERIA, find
+from spa.model import Model
+from spa.passes.merge import merge
+from spa.planning import Plan, gone_from, removed_slices, transfer
+from spa.pruning import workbench
+
+
+def merged(model: Model, plan: Plan) -> Model:
+    source, target = spa.analyze(model), spa.analyze(workbench(model, True))
+    gone = transfer(source, gone_from(source, plan.removed), target)
+    return spa.apply(merge(target, gone)[0], Plan({}, removed_slices(target, gone), plan.groups)).model
 
 
 def main() -> int:
@@ -32,17 +44,21 @@ def main() -> int:
         for criterion in names:
             cells = []
             start = time.perf_counter()
-            for compensate in (False, True):
-                choice = {} if criterion == "curves" else {"criterion": criterion, "scope": scope}
-                try:
-                    result = spa.prune(model, macs=share, calib=data, compensate=compensate, **choice)
-                except spa.errors.SpaError as error:
-                    cells.append(error.what[:60])
-                    continue
-                result.model.save(out, force=True)
+            choice = {} if criterion == "curves" else {"criterion": criterion, "scope": scope}
+            try:
+                alone = spa.prune(model, macs=share, calib=data, compensate=False, **choice)
+            except spa.errors.SpaError as error:
+                print(f"{name} {share} {scope:10} {criterion:9} {error.what}")
+                continue
+            mended = spa.prune(model, macs=share, calib=data, **choice)
+            assert isinstance(alone.plan, Plan)
+            for network in (alone.model, merged(model, alone.plan), mended.model):
+                network.save(out, force=True)
                 cells.append(f"{100 * float(evaluate.top1(name, out)['value']):.1f}")
-            print(f"{name} {share} {scope:10} {criterion:9} {cells[0]:>6} {cells[1]:>6}", end="")
-            print(f"  ({time.perf_counter() - start:.0f} s)", flush=True)
+            print(
+                f"{name} {share} {scope:10} {criterion:9} {' '.join(f'{c:>6}' for c in cells)}  ({time.perf_counter() - start:.0f} s)",
+                flush=True,
+            )
     return 0
 
 

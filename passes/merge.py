@@ -23,13 +23,11 @@ from spa.calibration import readers
 from spa.coupling import Coupling, analyze
 from spa.coupling.analysis import Mask
 from spa.coupling.groups import Labels
-from spa.importance.kernel import covariance
+from spa.importance.kernel import DAMPING, covariance
 from spa.importance.tensors import Matrix, group_tensors
 from spa.inputs import Feeds
 from spa.model import Model
 from spa.shapes import tensor_of
-
-DAMPING = 0.1  # of the mean variance of the kept channels
 
 
 @dataclass(frozen=True)

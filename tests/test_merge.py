@@ -15,7 +15,7 @@ import spa
 from spa.allocate import spare
 from spa.coupling import Coupling
 from spa.coupling.analysis import Mask
-from spa.importance.kernel import rectify
+from spa.importance.kernel import DAMPING, elimination, rectify
 from spa.importance.scores import scores
 from spa.model import Model
 from spa.passes.merge import merge, share_out, substitutes
@@ -147,3 +147,28 @@ def test_the_kernel_criterion_spares_the_last_of_equals() -> None:
     first = int(np.argmin(score))
     assert first in (2, 5)
     assert score[7 - first] > 3 * score[first]
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 99))
+def test_elimination_adds_what_least_squares_leaves(seed: int) -> None:
+    """Every step by itself: what is left of the removed channels given the kept ones, by the Schur complement."""
+    rng = np.random.default_rng(seed)
+    w, a = rng.standard_normal((3, 6)), rng.standard_normal((20, 6))
+    c = a.T @ a / 20
+    damped = c + DAMPING * np.trace(c) / 6 * np.eye(6)
+
+    def left(gone: list[int]) -> float:
+        kept = [k for k in range(6) if k not in gone]
+        pp, kk, pk = (damped[np.ix_(i, j)] for i, j in ((gone, gone), (kept, kept), (gone, kept)))
+        return float(np.trace(w[:, gone] @ (pp - pk @ np.linalg.solve(kk, pk.T)) @ w[:, gone].T))
+
+    order: list[int] = []
+    expected, highest = np.zeros(6), 0.0
+    while len(order) < 6:
+        costs = {k: left([*order, k]) for k in range(6) if k not in order}
+        best = min(costs, key=lambda k: costs[k])
+        highest = max(highest, costs[best] - (left(order) if order else 0.0))
+        expected[best] = highest
+        order.append(best)
+    np.testing.assert_allclose(elimination(w.T @ w, c), expected, rtol=1e-6)

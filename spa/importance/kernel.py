@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from spa.importance.activation import by_step
 from spa.importance.geometry import gram
-from spa.importance.obs import Task, eliminate
 from spa.importance.table import Criterion
 from spa.importance.tensors import GroupTensors, Matrix, Score
+
+DAMPING = 0.1  # of the mean variance of the channels
+STEPS, WIDE = 48, 1024  # a group is eliminated in about so many steps at most; a wide one in a quarter of them
 
 
 def covariance(group: GroupTensors) -> Matrix:
@@ -44,14 +45,38 @@ def rectify(products: Matrix) -> Matrix:
 
 def kernel(group: GroupTensors) -> list[Score]:
     """`obs` with the covariance that the weights suggest in place of a measured one: what a channel's readers lose once
-    the others stand in for it (`spa.passes.merge`). Needs no inputs."""
-    reading = [t for t in group.matrices() if t.enters]
-    if not reading:
-        return []
+    the others stand in for it (`spa.passes.merge`), relative to what they gave. Needs no inputs."""
     shared = covariance(group)
-    channels = np.arange(group.size)
-    tasks = [Task(t.rows().T.astype(np.float64), shared, channels) for t in reading]
-    return [by_step(eliminate(tasks, group.size, damping=0.1), group.size)]
+    wanted = np.zeros_like(shared)
+    for t in group.matrices():
+        if t.enters:
+            products = gram(t.rows())
+            wanted += products / max(float(np.vdot(products, shared)), 1e-30)
+    return [elimination(wanted, shared)] if wanted.any() else []
+
+
+def elimination(wanted: Matrix, shared: Matrix) -> Score:
+    """Greedy elimination under tr(W C W^T), with `wanted` = W^T W and `shared` = C, damped: a channel's score is what its
+    step adds. Removing S adds tr(E_SS P_SS^-1) with P = C^-1 (Hassibi & Stork 1993, eq. 5); the rest is re-solved."""
+    size = len(shared)
+    scale = float(np.trace(shared)) / size
+    inverse = np.linalg.inv(shared + np.eye(size) * (DAMPING * scale + 1e-12)).astype(np.float64)
+    alive, score, highest = np.arange(size), np.empty(size), 0.0
+    most = max(1, size // (STEPS if size <= WIDE else STEPS // 4))
+    while len(alive):
+        costs = np.diag(wanted) / np.diag(inverse)
+        gone = np.zeros(len(alive), bool)
+        gone[order := np.argsort(costs, kind="stable")[:most]] = True
+        step = np.linalg.solve(inverse[np.ix_(order, order)], wanted[np.ix_(order, order)])
+        highest = max(highest, float(np.trace(step)) / len(order))
+        # rising along the order: a step may look cheaper than the one that made it possible
+        score[alive[order]] = highest * (1 + 1e-9 * (size - len(alive) + np.arange(len(order))))
+        gain = np.linalg.solve(inverse[np.ix_(order, order)], inverse[np.ix_(order, ~gone)])
+        cross, own = wanted[np.ix_(~gone, order)] @ gain, wanted[np.ix_(order, order)]
+        wanted = wanted[np.ix_(~gone, ~gone)] - cross - cross.T + gain.T @ own @ gain
+        inverse = inverse[np.ix_(~gone, ~gone)] - inverse[np.ix_(~gone, order)] @ gain
+        alive = alive[~gone]
+    return score
 
 
 KERNEL = Criterion(kernel)
