@@ -221,9 +221,16 @@ def check_targets(targets: tuple[str, ...]) -> None:
 def calibration(network: Model, sizes: dict[str, int], options: dict[str, Any]) -> list[Any] | None:
     if not options["calib"]:
         return None
+    import warnings
+
     from spa.calibration import load
 
-    return load(options["calib"], network, sizes=sizes, seed=options["seed"])
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        loaded = load(options["calib"], network, sizes=sizes, seed=options["seed"])
+    for note in notes:
+        click.echo(f"note: {note.message}", err=True)
+    return loaded
 
 
 def decide(
