@@ -1,0 +1,121 @@
+"""An independent check of sparsity: reads the ONNX file and the plan with onnx and numpy alone, and counts.
+
+    python tests/check_patterns.py THIN.onnx PLAN.json
+
+`violations(proto, sparsity)` is what tests use. The rules are written out here a second time, from docs/sparsity.md, in
+loops, so that a mistake in the vectorised code cannot excuse itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from typing import Any
+
+import numpy as np
+import onnx
+
+
+def constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            found[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
+    for function in proto.functions:
+        for node in function.node:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                name = f"{function.domain}::{function.name}/{node.output[0]}"
+                found[name] = onnx.numpy_helper.to_array(node.attribute[0].t)
+    return found
+
+
+def all_nodes(graph: Any) -> list[onnx.NodeProto]:
+    found = []
+    for node in graph.node:
+        found.append(node)
+        for a in node.attribute:
+            for sub in [a.g] if a.HasField("g") else a.graphs:
+                found += all_nodes(sub)
+    return found
+
+
+def matrices(proto: onnx.ModelProto, name: str, array: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """[outputs, inputs] per group, and the taps of a kernel (inputs run tap by tap)."""
+    short = name.rpartition("/")[2] if "::" in name else name
+    nodes = [n for g in (proto.graph, *proto.functions) for n in all_nodes(g) if short in n.input]
+    node = nodes[0]
+    attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    slot = list(node.input).index(short)
+    if "ConvTranspose" in node.op_type:
+        g = attrs.get("group", 1)
+        per = array.shape[0] // g
+        return [array[i * per : (i + 1) * per].reshape(per, -1).T for i in range(g)], 1
+    if "Conv" in node.op_type:
+        g = attrs.get("group", 1)
+        per, taps = array.shape[0] // g, int(np.prod(array.shape[2:]))
+        parts = [array[i * per : (i + 1) * per].reshape(per, array.shape[1], taps) for i in range(g)]
+        return [np.concatenate([p[:, :, t] for t in range(taps)], axis=1) for p in parts], taps
+    if node.op_type in ("LSTM", "GRU", "RNN"):
+        return list(array), 1
+    if node.op_type == "Gather" or (node.op_type in ("Gemm", "FusedGemm", "FusedMatMul") and attrs.get("transB", 0)):
+        return [array], 1
+    stack = array.reshape(-1, *array.shape[-2:])
+    left = node.op_type == "MatMul" and slot == 0
+    return [m if left else m.T for m in stack], 1
+
+
+def kept_of(count: int, ratio: float) -> int:
+    return max(1, count - math.floor(count * ratio + 1e-9))
+
+
+def fault(m: np.ndarray, taps: int, pattern: str) -> str:
+    """What is wrong with one matrix; empty where it has its pattern."""
+    rows, cols = m.shape
+    there = m != 0
+    if found := re.fullmatch(r"(?:g(?:(\d+)x)?)?(\d+):(\d+)", pattern):
+        band = (int(found[1]) if found[1] else 4) if pattern.startswith("g") else 1
+        n, k = int(found[2]), int(found[3])
+        for top in range(0, rows, band):
+            used = there[top : top + band].any(0)
+            for at in range(0, cols, k):
+                pool = used[at : at + k]
+                if pool.sum() > math.ceil(len(pool) * n / k):
+                    return f"{pool.sum()} of {len(pool)} in rows {top}.., columns {at}.."
+        return ""
+    kind, ratio = pattern.split(":")
+    share = float(ratio)
+    if kind == "fanin":
+        worst = int(there.sum(1).max())
+        return f"{worst} inputs" if worst > kept_of(cols, share) else ""
+    if kind == "unstructured":
+        units, used = rows * cols, int(there.sum())
+    elif kind == "kernel":
+        channels = cols // taps
+        units = rows * channels
+        used = sum(bool(there[o, c::channels].any()) for o in range(rows) for c in range(channels))
+    else:
+        high, wide = map(int, kind.removeprefix("block").split("x"))
+        corners = [(r, c) for r in range(0, rows, high) for c in range(0, cols, wide)]
+        units, used = len(corners), sum(bool(there[r : r + high, c : c + wide].any()) for r, c in corners)
+    return f"{used} of {units} units" if used > kept_of(units, share) else ""
+
+
+def violations(proto: onnx.ModelProto, sparsity: dict[str, str]) -> list[str]:
+    arrays = constants(proto)
+    found = []
+    for name, pattern in sparsity.items():
+        parts, taps = matrices(proto, name, arrays[name])
+        found += [
+            f"{name}, group {g}: {pattern}: {why}" for g, m in enumerate(parts) if (why := fault(m, taps, pattern))
+        ]
+    return found
+
+
+if __name__ == "__main__":
+    with open(sys.argv[2], encoding="utf-8") as file:  # noqa: PTH123
+        claimed = json.load(file).get("sparsity", {})
+    wrong = violations(onnx.load(sys.argv[1]), claimed)
+    print("\n".join([*wrong, f"{len(claimed)} layers claimed, {len(wrong)} wrong"]))
+    sys.exit(bool(wrong))
