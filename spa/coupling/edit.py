@@ -89,8 +89,10 @@ class Edit:
             op.node.attributes[name] = ir.convenience.convert_attribute(name, value)
 
     def set_input(self, op: Op, i: int, array: npt.NDArray[Any]) -> None:
-        """Input i becomes a new constant."""
+        """Input i becomes a new constant; whole numbers of the type that stood there."""
         old, known = op.input(i), op.known(i)
+        if array.dtype.kind == "i":
+            array = array.astype(self.whole(op, i))
         if old is not None and known is not None:
             if known.shape == array.shape and np.array_equal(known, array):
                 if old.producer() is None or old.producer().op_type == "Constant":  # type: ignore[union-attr]
@@ -98,6 +100,14 @@ class Edit:
             else:
                 self.constants[old.name or ""] = [known.tolist(), array.tolist()]
         self.connect(op, i, self.constant(op.node, f"{op.out.name}_{i}", array))
+
+    def whole(self, op: Op, i: int) -> Any:
+        """The integer type of input i; where there is none, of the first operand beside it (Slice wants one for all)."""
+        for value in (op.input(i), op.input(1)):
+            dtype = ir.DataType(self.coupling.shapes.dtype.get(value, 0)) if value is not None else ir.DataType.UNDEFINED
+            if dtype in (ir.DataType.INT32, ir.DataType.INT64):
+                return dtype.numpy()
+        return np.dtype(np.int64)
 
     def connect(self, op: Op, i: int, value: ir.Value) -> None:
         self.rewired = True
@@ -128,7 +138,7 @@ class Edit:
             ):
                 fixed = int(known[k])
             if fixed is not None:
-                parts.append(self.constant(op.node, f"{op.out.name}_{i}_{k}", np.array([fixed], np.int64)))
+                parts.append(self.constant(op.node, f"{op.out.name}_{i}_{k}", np.array([fixed], self.whole(op, i))))
                 continue
             element = self.insert(
                 op.node, "Gather", [old, self.constant(op.node, f"{op.out.name}_{i}_at{k}", np.array([k], np.int64))]
@@ -138,7 +148,7 @@ class Edit:
                     element = self.insert(
                         op.node,
                         kind,
-                        [element, self.constant(op.node, f"{op.out.name}_{i}_{kind}{k}", np.array([number], np.int64))],
+                        [element, self.constant(op.node, f"{op.out.name}_{i}_{kind}{k}", np.array([number], self.whole(op, i)))],
                     )
             parts.append(element)
         self.connect(op, i, self.insert(op.node, "Concat", parts, axis=0))

@@ -89,7 +89,7 @@ def test_split(
 @few
 @given(
     axis=st.integers(0, 2), start=st.integers(-7, 7), end=st.sampled_from([-20, -3, -1, 0, 2, 4, 5, 100, 2**62]), step=st.sampled_from([-2, -1, 1, 2, 3]),
-    old=st.booleans(), named=st.booleans(), channel=st.integers(0, 2), tail=TAIL, nonzero=st.booleans(), seed=SEEDS,
+    old=st.booleans(), narrow=st.booleans(), named=st.booleans(), channel=st.integers(0, 2), tail=TAIL, nonzero=st.booleans(), seed=SEEDS,
 )  # fmt: skip
 def test_slice(
     axis: int,
@@ -97,6 +97,7 @@ def test_slice(
     end: int,
     step: int,
     old: bool,
+    narrow: bool,
     named: bool,
     channel: int,
     tail: str,
@@ -132,6 +133,8 @@ def test_slice(
             else "a starts ends axes steps"
         )
         middle, constants = node("Slice", operands, "z"), {k: v for k, v in given_.items() if k in operands}
+        if narrow:  # starts, ends, axes and steps are of one type, whichever it is
+            constants = {k: np.clip(v, -(2**31), 2**31 - 1).astype(np.int32) for k, v in constants.items()}
     out = [len(taken) if i == axis else m for i, m in enumerate(SHAPE)]
     model = sandwich(
         [middle],
