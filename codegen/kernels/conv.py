@@ -16,7 +16,7 @@ from spa.codegen.layer import Array, Kernel, Layer
 from spa.codegen.target import Target
 
 BLOCKS = (8, 4, 2, 1)  # heights of sparse blocks
-SPARSE_BELOW = 0.9  # a sparse kernel must promise to take less than this share of the dense one's time
+SPARSE_BELOW = 0.75  # share of the dense time that a sparse kernel may be predicted to take: predictions are not exact
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         length, way, rows_of_pixels = _row_or_flat(isa, w, flat)
     elif w.dense and product(w.kernel) == 1 and length > 2 * isa.lanes and m >= 32:
         way = "packed"
-    k = flat_weight.shape[2]
-    rows, columns = dense_tile(isa, m, length, k)
-    dense = Choice(rows, columns, groups * rows_of_pixels * dense_cost(isa, m, length, k, rows, columns))
-    sparse = _sparse_choice(isa, flat_weight, length, rows_of_pixels)
+    k, depth = flat_weight.shape[2], w.channels // groups
+    rows, columns = dense_tile(isa, m, length, k, depth)
+    dense = Choice(rows, columns, groups * rows_of_pixels * dense_cost(isa, m, length, k, depth, rows, columns))
+    sparse = _sparse_choice(isa, flat_weight, length, depth, rows_of_pixels)
     density = np.count_nonzero(weight) / weight.size
     best = sparse if sparse.cycles < SPARSE_BELOW * dense.cycles else dense
     why = f"density {density:.2f}: dense {dense.cycles:.3g} cycles, sparse {sparse.rows}x1 {sparse.cycles:.3g}"
@@ -103,7 +103,7 @@ def covering_lanes(isa: Isa, length: int) -> int:
     return columns.vectors * isa.lanes
 
 
-def _sparse_choice(isa: Isa, weight: Array, length: int, rows_of_pixels: int) -> Choice:
+def _sparse_choice(isa: Isa, weight: Array, length: int, depth: int, rows_of_pixels: int) -> Choice:
     best = Choice(0, 0, float("inf"))
     for height in BLOCKS:
         m = weight.shape[1]
@@ -111,8 +111,8 @@ def _sparse_choice(isa: Isa, weight: Array, length: int, rows_of_pixels: int) ->
             continue
         occupied = (weight.reshape(weight.shape[0], m // height, height, -1) != 0).any(2)
         entries, blocks = int(occupied.sum()), weight.shape[0] * (m // height)
-        columns = sparse_columns(isa, blocks, entries, length, height)
-        cycles = rows_of_pixels * sparse_cost(isa, blocks, entries, length, height, columns)
+        columns = sparse_columns(isa, blocks, entries, length, depth, height)
+        cycles = rows_of_pixels * sparse_cost(isa, blocks, entries, length, depth, height, columns)
         if cycles < best.cycles:
             best = Choice(height, columns, cycles, max(entries, 1))
     return best

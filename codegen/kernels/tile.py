@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from spa.codegen.kernels.isa import Isa
 from spa.codegen.kernels.vector import Expr, covering, fits, loop
 
-FAR = 0.3  # share of a vector load that its waiting adds
+NEAR = 0.75  # of the first cache that a tile's pixels may fill
+WAIT = 0.1  # of the loads, that multiply-adds do not hide
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ def columns_of(isa: Isa, length: int, widest: int) -> Columns:
     return Columns(length, fits(isa.lanes, length), widest, isa.lanes)
 
 
-def step_cycles(isa: Isa, rows: int, columns: int) -> float:
-    """Cycles for one k of a tile: multiply-adds, loads and spread weights side by side, or the latency of one; and what
-    vectors cost that come from further away than the first cache."""
-    work = max(rows * columns * isa.fma, columns * isa.load + rows * isa.splat)
-    return max(work, isa.latency) + FAR * (columns * isa.load + rows * isa.splat / 3) + 0.5
+def step_cycles(isa: Isa, rows: int, columns: int, depth: int) -> float:
+    """Cycles for one k of a tile: multiply-adds, loads and spread weights side by side, or the latency of one. Vectors
+    of X come from the second cache where a tile's pixels of all `depth` channels do not fit the first."""
+    near = depth * columns * isa.lanes * 4 <= NEAR * isa.l1
+    loads = columns * (isa.load if near else isa.far) + rows * isa.splat
+    return max(rows * columns * isa.fma, loads, isa.latency) + WAIT * loads + 0.5
 
 
 def tiles(isa: Isa) -> list[tuple[int, int]]:
@@ -96,33 +98,33 @@ def tiles(isa: Isa) -> list[tuple[int, int]]:
     ]
 
 
-def dense_cost(isa: Isa, m: int, length: int, k: int, rows: int, columns: int) -> float:
-    """Cycles of a dense product [m, k] x [k, length] with tiles of rows x columns."""
+def dense_cost(isa: Isa, m: int, length: int, k: int, depth: int, rows: int, columns: int) -> float:
+    """Cycles of a dense product [m, k] x [k, length], k over `depth` channels, with tiles of rows x columns."""
     row = columns_of(isa, length, columns)
     return covering(m, rows) * sum(
-        count * (k * step_cycles(isa, rows, width) + rows * width * 1.5 + 8) for width, count in row.widths()
+        count * (k * step_cycles(isa, rows, width, depth) + rows * width * 1.5 + 8) for width, count in row.widths()
     )
 
 
-def dense_tile(isa: Isa, m: int, length: int, k: int) -> tuple[int, int]:
+def dense_tile(isa: Isa, m: int, length: int, k: int, depth: int) -> tuple[int, int]:
     """The cheapest tile for a dense product."""
     return min(
         ((r, c) for r, c in tiles(isa) if r <= m and r <= 16),
-        key=lambda t: (dense_cost(isa, m, length, k, *t), -t[0] * t[1], t),
+        key=lambda t: (dense_cost(isa, m, length, k, depth, *t), -t[0] * t[1], t),
     )
 
 
-def sparse_cost(isa: Isa, blocks: int, entries: int, length: int, rows: int, columns: int) -> float:
+def sparse_cost(isa: Isa, blocks: int, entries: int, length: int, depth: int, rows: int, columns: int) -> float:
     """Cycles of a sparse product of so many blocks of rows and entries in them."""
     row = columns_of(isa, length, columns)
     each = entries / max(blocks, 1)
     return blocks * sum(
-        count * (each * (step_cycles(isa, rows, width) + 0.5) + rows * width * 1.5 + 24)
+        count * (each * (step_cycles(isa, rows, width, depth) + 0.5) + rows * width * 1.5 + 24)
         for width, count in row.widths()
     )
 
 
-def sparse_columns(isa: Isa, blocks: int, entries: int, length: int, rows: int) -> int:
+def sparse_columns(isa: Isa, blocks: int, entries: int, length: int, depth: int, rows: int) -> int:
     """The best width for blocks of this height."""
     widths = [c for r, c in tiles(isa) if r == rows]
-    return min(widths, key=lambda c: (sparse_cost(isa, blocks, entries, length, rows, c), c))
+    return min(widths, key=lambda c: (sparse_cost(isa, blocks, entries, length, depth, rows, c), c))

@@ -10,6 +10,8 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper, parser
 
+from spa.runtime.toolchain import runs_here
+
 Array = np.ndarray[Any, Any]
 TOLERANCE = 1e-4  # of the output's spread
 
@@ -108,6 +110,11 @@ def reference(model: onnx.ModelProto, values: Mapping[str, Array]) -> dict[str, 
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(values)), strict=True))
+
+
+def runs(level: str) -> bool:
+    """Whether this machine has the x86-64 level."""
+    return runs_here("x86_64-linux-gnu", level)
 
 
 def assert_same(got: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
