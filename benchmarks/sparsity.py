@@ -20,7 +20,7 @@ import onnx
 import spa
 from spa.calibration import load
 from spa.passes.sparsify import sparsify
-from spa.pruning import workbench
+from spa.workbench import workbench
 
 ROWS = {
     "resnet20_cifar10_jpegft": ("unstructured:0.5", "unstructured:0.7", "unstructured:0.8", "2:4", "block4x1:0.5"),
@@ -45,7 +45,7 @@ def accuracy(folder: Path, names: list[str]) -> None:
         for name, patterns in ROWS.items():
             if names and name != names[0]:
                 continue
-            model = workbench(spa.load(folder / "models" / f"{name}.onnx"), True)
+            model = workbench(spa.load(folder / "models" / f"{name}.onnx"))
             data = load(evaluate.calib(name, 256), model)
             dense = score(name, model)
             for pattern in names[1:] or patterns:

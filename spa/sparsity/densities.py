@@ -11,6 +11,7 @@ Curves and what they cost are plain lists (`Curve`), so that they can stand in o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from spa.calibration import Walk
+from spa.calibration import HELD, Walk
+from spa.cost import Budget
 from spa.coupling import Coupling
-from spa.execution import Inline
-from spa.sensitivity import Trial, extended
+from spa.drift import drift
 from spa.sparsity import fitting, masks
 from spa.sparsity.layers import Layer
 from spa.sparsity.patterns import Pattern
@@ -35,6 +36,7 @@ MINIMUM = 0.2  # of the average density stays in every layer
 STEPS = (-2.0, -1.0, 0.0, 1.0)  # measured densities, in log odds from the average one
 FINE = 8  # levels per step between them, by interpolation
 DAMPING = 1e-2
+TRIAL_MACS = 2e10  # about as much work per point of a curve
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def curves(
     tick: Tick = silent,
 ) -> list[Curve]:
     """Error curves of all layers, measured from dense to thin, in one walk through the dense network."""
-    walk, trial = Walk(coupling.model, feeds), Trial(coupling, feeds)
+    walk, behind = Walk(coupling.model, feeds), Walk(coupling.model, judges(coupling, feeds))
+    dense = next(behind.branch(()).run([{}]))
     found = []
     for number, (layer, pattern) in enumerate(chosen.items()):
         base = odds(min(max(pattern.density, 1e-3), 1 - 1e-3))
@@ -119,12 +122,21 @@ def curves(
                 b = array_of(bias)
                 weights[bias.name or ""] = (b + shift.reshape(b.shape)).astype(b.dtype)
             trials.append(weights)
-        measured = name in walk.constants
-        errors = trial.submit(Inline(), trials).result() if measured else [1.0 - d for d in levels]
-        gone = [0, *(round((1 - d) * layer.size) for d in levels)]
-        found.append(fine(layer, [1.0, *levels], extended(errors, gone)))
+        errors = [1.0 - d for d in levels]
+        if name in behind.constants:
+            behind.advance_to({name})
+            runs = behind.branch(sorted({n for t in trials for n in t})).run(trials)
+            errors = [drift(dense, outputs) ** 2 for outputs in runs]
+        found.append(fine(layer, [1.0, *levels], [0.0, *np.maximum.accumulate(errors).tolist()]))
         tick(number + 1, len(chosen))
     return found
+
+
+def judges(coupling: Coupling, feeds: list[Feeds]) -> list[Feeds]:
+    """Held-back inputs, of large networks fewer."""
+    held = feeds[HELD - 1 :: HELD] or feeds[-1:]
+    work = Budget(coupling).of("macs", {}) * max((len(a) for a in held[0].values() if a.ndim), default=1)
+    return held[: max(1, math.ceil(TRIAL_MACS / max(1.0, work)))]
 
 
 def fine(layer: Layer, densities: list[float], errors: list[float]) -> Curve:

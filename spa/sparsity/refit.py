@@ -19,7 +19,7 @@ from spa.sparsity.sparsegpt import damped
 
 Matrix = npt.NDArray[np.float64]
 EXACT_FLOPS = 1e12  # of all factorisations of a layer
-ITERATIONS = 30  # of conjugate gradients
+ITERATIONS = 15  # of conjugate gradients
 
 
 def refit(weight: Matrix, moment: Matrix, mask: Mask, damping: float = 1e-3, start: Matrix | None = None) -> Matrix:

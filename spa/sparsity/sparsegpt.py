@@ -20,12 +20,13 @@ from spa.sparsity.patterns import Mask, Pattern
 Matrix = npt.NDArray[np.float64]
 DAMPING = 0.01  # of the mean of the diagonal
 CHUNK = 128  # columns
+NOISE = 2e-7  # of the trace
 
 
 def damped(moment: Matrix, damping: float) -> Matrix:
-    """`moment` with a multiple of its mean variance added to the diagonal."""
-    scale = float(np.trace(moment)) / max(1, len(moment))
-    return moment + np.eye(len(moment)) * (damping * scale + 1e-12)
+    """`moment` with a multiple of its mean variance added to the diagonal, and what its sums in float32 are not sure of."""
+    total = float(np.trace(moment))
+    return moment + np.eye(len(moment)) * (damping * total / max(1, len(moment)) + NOISE * total + 1e-12)
 
 
 def factor(moment: Matrix, damping: float) -> Matrix:
