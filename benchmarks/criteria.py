@@ -21,11 +21,11 @@ from spa.importance.table import CRITERIA, find
 from spa.model import Model
 from spa.passes.merge import merge
 from spa.planning import Plan, gone_from, removed_slices, transfer
-from spa.pruning import workbench
+from spa.workbench import workbench
 
 
 def merged(model: Model, plan: Plan) -> Model:
-    source, target = spa.analyze(model), spa.analyze(workbench(model, True))
+    source, target = spa.analyze(model), spa.analyze(workbench(model))
     gone = transfer(source, gone_from(source, plan.removed), target)
     return spa.apply(merge(target, gone)[0], Plan({}, removed_slices(target, gone), plan.groups)).model
 

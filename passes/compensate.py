@@ -27,8 +27,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from spa import progress
 from spa.calibration import HELD, MAX_FEATURES, Moments, Reader, Walk, contractions, measure
 from spa.calibration.moments import Statistics
+from spa.calibration.synthetic import Drawn
 from spa.calibration.walk import used_names
 from spa.coupling import Coupling, Group
 from spa.coupling.analysis import Mask, is_weight
@@ -40,6 +43,7 @@ from spa.model import Model
 Matrix = npt.NDArray[np.float64]
 MAX_GAIN = 1.3
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the kept features
+DRAWN_DAMPINGS = (1e-1, 3e-1, 1.0)  # drawn inputs held back are as unlike the real ones as those fitted to
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,6 @@ def compensate(
     coupling: Coupling,
     gone: dict[int, Mask],
     feeds: list[Feeds],
-    tick: Callable[[int, int], Any] = lambda done, total: None,
 ) -> tuple[Model, list[Repair]]:
     """The network of `coupling` in full size, its readers mended for the removal of `gone`, and what was done.
 
@@ -104,6 +107,7 @@ def compensate(
     silence(walk, coupling, gone, {r.op for r in found if lost[r].any()})
     seen = reached(walk, {r.weight.name or "" for r in found if lost[r].any()})
     uses = Counter(r.weight for r in found)
+    dampings = DRAWN_DAMPINGS if isinstance(feeds, Drawn) else DAMPINGS
     affected = [r for r in found if lost[r].any() or r.x.name in seen]
     repairs = []
     for number, reader in enumerate(affected):
@@ -114,13 +118,13 @@ def compensate(
         # a weight that several nodes read has no one input to fit
         if reader.features <= MAX_FEATURES and uses[reader.weight] == 1:
             moments = measure(reader, live, before, dense.constant(name))
-            repair, new, shift = mend(reader, moments, old, lost[reader], fit_bias=bias is not None)
+            repair, new, shift = mend(reader, moments, old, lost[reader], bias is not None, dampings)
             repairs.append(repair)
             if bias is not None:
                 b = walk.constant(bias.name or "")
                 walk.replace(bias.name or "", (b + shift.reshape(b.shape)).astype(b.dtype))
         walk.replace(name, new)
-        tick(number + 1, len(affected))
+        progress.tell("mending", number + 1, len(affected))
     walk.advance()
     dense.advance()
     if repairs and drift(outputs(dense), outputs(walk)) > drift(outputs(dense), unmended(coupling, gone, feeds)):
@@ -176,7 +180,12 @@ def ends_here(coupling: Coupling, op: Op, dims: set[int]) -> bool:
 
 
 def mend(
-    reader: Reader, moments: Moments, weight: npt.NDArray[Any], lost: Mask, *, fit_bias: bool
+    reader: Reader,
+    moments: Moments,
+    weight: npt.NDArray[Any],
+    lost: Mask,
+    fit_bias: bool,
+    dampings: Sequence[float] = DAMPINGS,
 ) -> tuple[Repair, npt.NDArray[Any], Matrix]:
     """The repaired weight (zero where features went), and what to add to the bias [outputs].
 
@@ -189,7 +198,7 @@ def mend(
     scale = max(1e-30, float(moments.statistics(None).yy.sum()))
     before = squared_error(base, moments.statistics(1 if moments.count[1] else None, False)) / scale
     best: tuple[float, float, float, Matrix] | None = None
-    for damping in DAMPINGS:
+    for damping in dampings:
         local, onward = corrections(w, base, fitted, lost, damping)
         share = line_search(base + local, onward, held)
         new = base + local + share * onward

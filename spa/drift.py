@@ -94,7 +94,7 @@ def knob(
     any, or for another criterion than "obs", the share of all offers taken (`spa.allocate`). Choices as in
     `spa.planning.plan`."""
     if by_curves(feeds, criterion, scope):
-        from spa.pruning import CalibratedPlanner
+        from spa.workbench import CalibratedPlanner
 
         planner = CalibratedPlanner(model, coupling, feeds, sizes=sizes, align=align, keep=keep)
 

@@ -1,12 +1,21 @@
-"""Where tasks run: in this process, in others, or on a cluster; always through `concurrent.futures.Executor`."""
+"""Where tasks run: in this process, in others, or on a cluster; always through `concurrent.futures.Executor`.
+
+with execution.on(workers=2):                         # or cluster="tcp://host:8786"
+    spa.prune(model, macs=0.5, calib=data)
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
+
+from spa.errors import MissingTool, UsageError
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -24,16 +33,60 @@ class Inline(Executor):
         return future
 
 
-def ahead(items: Iterable[T], executor: Executor) -> Iterator[T]:
-    """The items in order; as many are drawn, and so submitted, before the first is waited for as the executor runs at once."""
+_executor: ContextVar[tuple[Executor, int]] = ContextVar("executor", default=(Inline(), 1))
+
+
+def executor() -> Executor:
+    """The one to hand tasks to."""
+    return _executor.get()[0]
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items in order; as many are drawn, and so submitted, before the first is waited for as run at once."""
     waiting = iter(items)
-    queue = deque(islice(waiting, width(executor)))
+    queue = deque(islice(waiting, _executor.get()[1]))
     while queue:
         yield queue.popleft()
         queue.extend(islice(waiting, 1))
 
 
-def width(executor: Executor) -> int:
-    """How many tasks to keep submitted."""
-    workers: Any = getattr(executor, "_max_workers", 0)
-    return 1 if isinstance(executor, Inline) else int(workers or 4) + 1
+@contextmanager
+def on(workers: int = 0, cluster: str | None = None) -> Iterator[Executor]:
+    """Tasks go to `workers` processes, or to the dask.distributed scheduler at `cluster`; by default to this process.
+
+    Raises `MissingTool` without dask.distributed, `UsageError` where no scheduler answers."""
+    if cluster is not None:
+        with connected(cluster) as (found, width), using(found, width):
+            yield found
+    elif workers > 1:
+        spawn = multiprocessing.get_context("spawn")  # forked, the threads of onnxruntime would hang
+        with ProcessPoolExecutor(workers, spawn) as pool, using(pool, workers + 1):
+            yield pool
+    else:
+        yield executor()
+
+
+@contextmanager
+def using(chosen: Executor, width: int) -> Iterator[None]:
+    token = _executor.set((chosen, width))
+    try:
+        yield
+    finally:
+        _executor.reset(token)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[tuple[Executor, int]]:
+    try:
+        import distributed
+    except ImportError:
+        raise MissingTool(
+            "a cluster needs dask.distributed", hint="pip install 'spa-onnx[dask]', here and on the workers"
+        ) from None
+    connect: Any = distributed.Client
+    try:
+        client = connect(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no scheduler answers: {error}", address, "dask scheduler; then tcp://host:8786") from None
+    with client:
+        yield client.get_executor(), sum(client.ncores().values()) + 1

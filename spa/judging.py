@@ -69,8 +69,9 @@ def line(drift: dict[str, Any]) -> str:
 
 
 def fitted(feeds: Iterable[Feeds]) -> list[Feeds]:
-    """All but what is held back."""
-    return [feed for number, feed in enumerate(feeds) if number % HELD != HELD - 1]
+    """All but what is held back; drawn inputs stay known as such."""
+    kind = type(feeds) if isinstance(feeds, list) else list
+    return kind(feed for number, feed in enumerate(feeds) if number % HELD != HELD - 1)
 
 
 def held_back(feeds: Iterable[Feeds]) -> tuple[list[Feeds], list[int], bool]:
@@ -101,7 +102,7 @@ def judge_plan(
     (the hold-out estimate, then the refit on everything). On inputs that took part, the drift looks a fifth smaller."""
     from spa.pruning import finish
 
-    every = list(calib)
+    every = calib if isinstance(calib, list) else list(calib)
     feeds, first, held = held_back(every)
     twin = finish(dense, plan, calib=fitted(every) if repair else None, check=False, sizes=sizes, fold=fold).model
     return judge(dense, twin, feeds, first=first, held=held)

@@ -78,6 +78,11 @@ class Plan:
             raise UsageError(f"cannot read the plan: {error}", str(path)) from None
 
 
+def approximate(decided: Plan) -> bool:
+    """Does it remove channels of groups whose removal is only close to masking?"""
+    return any(not g.get("exact", True) and g.get("removed") for g in decided.groups)
+
+
 def removed_slices(coupling: Coupling, gone: dict[int, Mask]) -> Removed:
     """The constants that become shorter under `gone`, by name."""
     table: Removed = {}
@@ -233,7 +238,7 @@ def plan(
         raise UsageError("latency and cost_table belong together", hint="--latency 0.5 --cost-table FILE.toml")
     measure: Any = CostTable.load(cost_table) if cost_table is not None else kind
     if by_curves(calib, criterion, scope):
-        from spa.pruning import CalibratedPlanner
+        from spa.workbench import CalibratedPlanner
 
         planner = CalibratedPlanner(model, coupling, calib, align=align, keep=keep)
         return planner.plan(measure, max(0.0, amount - _overhead(model)) if kind == "size" else amount)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-
 from spa.calibration import load
-from spa.cost import Budget
 from spa.coupling import Coupling, analyze
+from spa.errors import UsageError
 from spa.inputs import Feeds
 from spa.model import Model
-from spa.passes.compensate import Repair, ensure_biases
-from spa.passes.compensate import compensate as compensate_readers
 from spa.passes.slice import slice_channels, transplant
 from spa.pipeline import Result
-from spa.planning import Plan, channels, from_masks, gone_from, matcher, plan, removed_slices, transfer
+from spa.planning import Plan, approximate, gone_from, plan
 from spa.verification import CHAOTIC, Verification, calm, require, verify
+from spa.workbench import from_weights, mended
 
 __all__ = ["Result", "apply", "prune"]
 
@@ -50,23 +46,46 @@ def prune(
     fold: bool = True,
     **budget: Any,
 ) -> Result:
-    """Plan, apply, repair, verify and fold. `budget` and choices as in `spa.planning.plan`.
+    """Plan, apply, repair, verify and fold. `budget` and choices as in `spa.planning.plan`; also `max_drift=0.05`
+    (`spa.drift.plan_by_drift`) and `keep_accuracy=0.01, evaluate=f` (`spa.drift.plan_by_metric`).
 
     `calib`: calibration inputs (`spa.calibration.load`); with them channels are chosen by what the network loses once
-    it is mended, and the readers of what goes are mended (`compensate`). Raises `CheckFailed` where the pruned network
-    is not the masked one; the input model is never changed."""
+    it is mended, the readers of what goes are mended (`compensate`), and `facts["judgement"]` says what the network
+    forgets on inputs held back. "weights": readers are mended by what the weights alone suggest (`spa.passes.merge`).
+    Raises `CheckFailed` where the pruned network is not the masked one; the input model is never changed."""
+    from spa.drift import plan_by_drift, plan_by_metric
+    from spa.judging import judge_plan
+
     coupling = coupling or analyze(model, sizes=sizes)
-    feeds = load(calib, model, sizes=sizes, seed=seed) if calib is not None else None
-    decided = plan(model, coupling, calib=feeds, **budget)
-    mend = feeds if compensate else None
-    return finish(model, decided, calib=mend, check=check, seed=seed, inputs=inputs, sizes=sizes, fold=fold)
+    given = calib is not None and not from_weights(calib)
+    feeds = load(calib, model, sizes=sizes, seed=seed) if given else None
+    repair = feeds if given else calib
+    facts: dict[str, Any] = {}
+    if "max_drift" in budget or "keep_accuracy" in budget:
+        searched: dict[str, Any] = {"feeds": feeds, "sizes": sizes, "seed": seed, "repair": compensate, "fold": fold}
+        if "max_drift" in budget:
+            limit = budget.pop("max_drift")
+            decided, facts["drift"] = plan_by_drift(model, coupling, limit, **searched, **budget)
+        else:
+            metric, loss = budget.pop("evaluate", None), budget.pop("keep_accuracy")
+            if metric is None:
+                raise UsageError("keep_accuracy needs a metric", hint="evaluate=f, with f(path or Model) -> float")
+            decided, facts["metric"] = plan_by_metric(model, coupling, metric, loss, **searched, **budget)
+    else:
+        decided = plan(model, coupling, calib=feeds, seed=seed, **budget)
+    mend = repair if compensate else None
+    result = finish(model, decided, calib=mend, check=check, seed=seed, inputs=inputs, sizes=sizes, fold=fold)
+    if feeds and check:
+        judgement = judge_plan(model, decided, feeds, repair=compensate, sizes=sizes, fold=fold)
+        facts["judgement"] = judgement.to_json()
+    return replace(result, facts=result.facts | facts)
 
 
 def finish(
     model: Model,
     decided: Plan,
     *,
-    calib: list[Feeds] | None = None,
+    calib: list[Feeds] | str | None = None,
     check: bool = True,
     seed: int = 0,
     inputs: list[Feeds] | None = None,
@@ -88,7 +107,7 @@ def finish(
         full, own, repairs = mended(model, decided, calib, sizes=sizes, fold=fold)
         out, model, decided_here = apply(full, own, sizes=sizes).model, full, own
         facts["repairs"] = [asdict(r) for r in repairs]
-        steps.append("compensate")
+        steps.append("merge" if from_weights(calib) else "compensate")
     else:
         decided_here = decided
     if fold:
@@ -112,63 +131,3 @@ def prove(
     quiet = calm(model)
     again = verify(quiet, apply(quiet, decided, sizes=sizes).model, decided, sizes=sizes, **options)
     return replace(again, where=again.where or "on weights scaled down; with its own the network amplifies rounding")
-
-
-def approximate(decided: Plan) -> bool:
-    return any(not g.get("exact", True) and g.get("removed") for g in decided.groups)
-
-
-def mended(
-    model: Model, decided: Plan, feeds: list[Feeds], *, sizes: dict[str, int] | None = None, fold: bool = True
-) -> tuple[Model, Plan, list[Repair]]:
-    """`model` in full size, folded, its readers mended; the plan in that network's own terms; what was done."""
-    source = analyze(model, sizes=sizes, allow_approximate=approximate(decided))
-    working = workbench(model, fold)
-    target = analyze(working, sizes=sizes, allow_approximate=approximate(decided))
-    gone = transfer(source, gone_from(source, decided.removed), target)
-    full, repairs = compensate_readers(target, gone, feeds)
-    return full, Plan({}, removed_slices(target, gone), decided.groups), repairs
-
-
-def workbench(model: Model, fold: bool) -> Model:
-    """A copy whose convolutions carry their normalisation and a bias, ready to be mended."""
-    if not fold:
-        return ensure_biases(model)
-    from spa.passes.fold import Fold
-
-    return ensure_biases(Fold().run(model).model)
-
-
-class CalibratedPlanner:
-    """Plans for `model` by Optimal Brain Surgeon on calibration inputs: statistics once, then a plan per budget."""
-
-    def __init__(
-        self,
-        model: Model,
-        coupling: Coupling,
-        calib: Any,
-        *,
-        sizes: dict[str, int] | None = None,
-        fold: bool = True,
-        align: int = 1,
-        keep: Sequence[str] = (),
-    ) -> None:
-        from spa.sensitivity import Calibrated
-
-        self.coupling = coupling
-        self.target = analyze(workbench(model, fold), sizes=sizes)
-        spared = matcher(keep, coupling)
-        whole = coupling.removal({g.id: np.ones(g.size, bool) for g in coupling.groups if spared(g)})
-        feeds = load(calib, model, sizes=sizes)
-        self.chooser = Calibrated(self.target, feeds, align=align, spared=transfer(coupling, whole, self.target))
-
-    def plan(self, kind: str, amount: float) -> Plan:
-        """`ratio`: that share of every group goes; `macs`, `params`: that share stays; `size`: that many bytes stay."""
-        if kind == "ratio":
-            chosen = self.chooser.by_ratio(amount)
-        elif kind == "size":
-            chosen = self.chooser.by_cost("bytes", amount)
-        else:
-            chosen = self.chooser.by_cost(kind, amount * Budget(self.target).of(kind, {}))
-        gone = transfer(self.target, self.target.removal(chosen), self.coupling)
-        return from_masks(self.coupling, channels(self.coupling, gone))

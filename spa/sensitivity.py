@@ -9,8 +9,8 @@ the network with their weights replaced.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spa import allocate
+from spa import allocate, cache, execution, progress
 from spa.calibration import HELD, MAX_FEATURES, Moments, Reader, Walk, measure, readers
+from spa.calibration import cache as statistics
 from spa.calibration.walk import Branch
 from spa.cost import Budget
 from spa.drift import drift
 from spa.errors import CheckFailed
 from spa.execution import Inline, ahead
 from spa.importance.magnitude import magnitude
-from spa.importance.obs import Order, Task, eliminate
+from spa.importance.obs import DAMPING, Order, Task, eliminate
 from spa.knapsack import Curve, choose, masks
 from spa.passes.compensate import masked_weights, unreadable
 from spa.shapes import tensor_of
@@ -37,15 +38,10 @@ if TYPE_CHECKING:
     from spa.inputs import Feeds
 
 Weights = dict[str, npt.NDArray[Any]]
-Tick = Callable[[int, int], Any]
 
 LEVELS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85)
 HOPELESS = 0.5  # squared relative output error beyond which a curve is extrapolated
 TRIAL_MACS = 2e10  # about as much work per point of a curve: large networks are judged on fewer of the held-back inputs
-
-
-def silent(done: int, total: int) -> None:
-    """Progress nobody watches."""
 
 
 def moments_of(coupling: Coupling, feeds: list[Feeds]) -> dict[Reader, Moments]:
@@ -61,8 +57,9 @@ def moments_of(coupling: Coupling, feeds: list[Feeds]) -> dict[Reader, Moments]:
 class Calibrated:
     """A network with its elimination orders, and its error curves once a budget asks for them.
 
-    `spared`: dims whose groups stay whole. `tick(done, total)` is told as groups are measured. Eliminations and trials
-    are handed to `executor`."""
+    `spared`: dims whose groups stay whole. `damping` of the second moments, relative to their mean diagonal. Tasks go to
+    `spa.execution.executor()`. What was measured of a group is kept by content: an interrupted run goes on where it was,
+    and another budget costs nothing."""
 
     def __init__(
         self,
@@ -71,11 +68,9 @@ class Calibrated:
         *,
         align: int = 1,
         spared: dict[int, npt.NDArray[np.bool_]] | None = None,
-        tick: Tick = silent,
-        executor: Executor | None = None,
+        damping: float = DAMPING,
     ) -> None:
-        self.coupling, self.feeds, self.align, self.tick = coupling, feeds, align, tick
-        self.executor = executor or Inline()
+        self.coupling, self.feeds, self.align, self.damping = coupling, feeds, align, damping
         self.means: dict[Reader, npt.NDArray[np.float64]] = {}  # of what it reads, per group and feature
         self.scores = magnitude(coupling)
         self.known = [r for r in readers(coupling) if r.features <= MAX_FEATURES and r.weight.is_initializer()]
@@ -89,46 +84,48 @@ class Calibrated:
     @cached_property
     def orders(self) -> dict[str, Order]:
         """Group id -> elimination order."""
-        return {g.id: order for g, order in self.eliminated(stops=False)}
+        return {g.id: order for g, order in self.eliminated(self.groups, stops=False)}
 
     @cached_property
-    def measured(self) -> tuple[list[Curve], dict[str, list[Weights]]]:
-        """The curves, and per group the weights that replace others at each level."""
-        trial, pending, weights = Trial(self.coupling, self.feeds), [], {}
-
-        def tried() -> Iterator[tuple[Group, Order, Future[list[float]]]]:
-            for group, order in self.eliminated(stops=True):
-                weights[group.id] = [{}, *(self.mended(group, order, n) for n in self.counts(group)[1:])]
-                yield group, order, trial.submit(self.executor, weights[group.id][1:])
-
-        for number, (group, order, errors) in enumerate(ahead(tried(), self.executor)):
-            pending.append(
-                Curve(group.id, order.channels, self.counts(group), extended(errors.result(), self.counts(group)))
-            )
-            self.tick(number + 1, len(self.groups))
-        return pending, weights
-
-    @property
     def curves(self) -> list[Curve]:
-        return self.measured[0]
+        options = {"align": self.align, "damping": self.damping, "levels": LEVELS}
+        base = statistics.key(self.coupling.model, self.feeds, options)
+        entries = {g.id: cache.key(base, g.id) for g in self.groups}
+        found = {g.id: curve for g in self.groups if (curve := stored(entries[g.id], g)) is not None}
+        left = [g for g in self.groups if g.id not in found]
+        progress.tell("measuring groups", len(found), len(self.groups))
+        for group, order, errors in ahead(self.tried(left)) if left else ():
+            counts = self.counts(group)
+            found[group.id] = Curve(group.id, order.channels, counts, extended(errors.result(), counts))
+            store(entries[group.id], found[group.id])
+            progress.tell("measuring groups", len(found), len(self.groups))
+        return [found[g.id] for g in self.groups]
 
-    def eliminated(self, stops: bool) -> Iterator[tuple[Group, Order]]:
+    def tried(self, groups: list[Group]) -> Iterator[tuple[Group, Order, Future[list[float]]]]:
+        """Groups with their orders, and the errors at their levels as they come."""
+        trial = Trial(self.coupling, self.feeds)
+        for group, order in self.eliminated(groups, stops=True):
+            weights = [self.mended(group, order, n) for n in self.counts(group)[1:]]
+            yield group, order, trial.submit(weights)
+
+    def eliminated(self, groups: list[Group], stops: bool) -> Iterator[tuple[Group, Order]]:
         """Groups with their orders. Moments are gathered on the way, and dropped with the last group that needs them."""
 
         def tasks() -> Iterator[tuple[Group, Future[Order]]]:
             walk = Walk(self.coupling.model, self.feeds)
             moments: dict[Reader, Moments] = {}
-            wanted = [r for r in self.known if any(r in self.readers[g.id] for g in self.groups)]
-            for number, group in enumerate(self.groups):
-                while wanted and set(self.readers[group.id]) - set(moments):
+            needed = {r for g in groups for r in self.readers[g.id]}
+            wanted = [r for r in self.known if r in needed]
+            for number, group in enumerate(groups):
+                while set(self.readers[group.id]) - set(moments):
                     reader = wanted.pop(0)
                     moments[reader] = measure(reader, reader.observe(walk))
                     self.means[reader] = moments[reader].statistics(0).x
-                needed = {r for g in self.groups[number + 1 :] for r in self.readers[g.id]}
+                needed = {r for g in groups[number + 1 :] for r in self.readers[g.id]}
                 yield group, self.submit(group, moments, self.counts(group) if stops else [])
                 moments = {r: m for r, m in moments.items() if r in needed}
 
-        for group, order in ahead(tasks(), self.executor):
+        for group, order in ahead(tasks()):
             yield group, order.result()
 
     def submit(self, group: Group, moments: dict[Reader, Moments], stops: list[int]) -> Future[Order]:
@@ -141,7 +138,7 @@ class Calibrated:
             labels = reader.spread(group.labels[self.coupling.dims.of[reader.weight, reader.axis]])
             tasks += [Task(matrix[k], moments[reader].covariance(k, 0), labels[k]) for k in range(reader.groups)]
         if tasks:
-            return self.executor.submit(eliminate, tasks, group.size, keep, stops=stops)
+            return execution.executor().submit(eliminate, tasks, group.size, keep, self.damping, stops)
         order = [int(i) for i in np.argsort(self.scores[group.id], kind="stable") if int(i) not in keep]
         return Inline().submit(Order, order, [0.0] * len(order))
 
@@ -201,6 +198,19 @@ class Calibrated:
         return masks(self.coupling, self.curves, levels)
 
 
+def stored(entry: str, group: Group) -> Curve | None:
+    """A curve measured before."""
+    arrays = statistics.get(entry)
+    if arrays is None or not {"order", "counts", "errors"} <= arrays.keys():
+        return None
+    return Curve(group.id, arrays["order"].tolist(), arrays["counts"].tolist(), arrays["errors"].tolist())
+
+
+def store(entry: str, curve: Curve) -> None:
+    arrays = {"order": np.array(curve.order), "counts": np.array(curve.counts), "errors": np.array(curve.errors)}
+    statistics.put(entry, arrays)
+
+
 def array_of(value: ir.Value) -> npt.NDArray[Any]:
     tensor = tensor_of(value)
     assert tensor is not None
@@ -230,11 +240,11 @@ class Trial:
         self.walk = Walk(coupling.model, held[: max(1, math.ceil(TRIAL_MACS / max(1.0, work)))])
         self.dense = next(self.walk.branch(()).run([{}]))
 
-    def submit(self, executor: Executor, trials: list[Weights]) -> Future[list[float]]:
+    def submit(self, trials: list[Weights]) -> Future[list[float]]:
         """The error of each trial, as far as there is hope. Trials come in the order in which the network reads them."""
         names = {n for t in trials for n in t}
         self.walk.advance_to(names)
-        return executor.submit(errors, self.walk.branch(sorted(names)), trials, self.dense)
+        return execution.executor().submit(errors, self.walk.branch(sorted(names)), trials, self.dense)
 
 
 def errors(branch: Branch, trials: list[Weights], dense: list[list[Any]]) -> list[float]:

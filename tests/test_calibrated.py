@@ -129,7 +129,7 @@ def test_repair_is_never_worse_than_none_on_held_back_inputs(seed: int) -> None:
     channels = rng.random(reader.features // reader.taps) < 0.5
     channels[-1] = False
     lost = reader.spread(channels)
-    repair, new, _ = mend(reader, moments, walk.constant("w1"), lost, fit_bias=True)
+    repair, new, _ = mend(reader, moments, walk.constant("w1"), lost, True)
     assert repair.after <= repair.before
     assert not reader.matrix(new)[np.broadcast_to(lost[:, None], reader.matrix(new).shape)].any()
 

@@ -188,7 +188,7 @@ def find_cuts(
     """Tensor name -> axis -> mask of what goes. Raises `Unsupported` where any of the plan's slices has no tensor."""
     if model is None:
         return cuts_by_name(plan, state)
-    from spa.pruning import approximate
+    from spa.planning import approximate
 
     coupling = analyze(model, allow_approximate=approximate(plan))
     gone = gone_from(coupling, plan.removed)
