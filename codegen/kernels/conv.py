@@ -16,6 +16,7 @@ from spa.codegen.layer import Array, Kernel, Layer
 from spa.codegen.target import Target
 
 BLOCKS = (8, 4, 2, 1)  # heights of sparse blocks
+PACKED_FROM = 32  # output channels that pay for copying the pixels of a tile
 SPARSE_BELOW = 0.75  # share of the dense time that a sparse kernel may be predicted to take: predictions are not exact
 
 
@@ -47,7 +48,9 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     if not one_row:
         flat = (w.out[0] - 1) * planes.pitch + w.out[1]
         length, way, rows_of_pixels = _row_or_flat(isa, w, flat)
-    elif w.dense and product(w.kernel) == 1 and length > 2 * isa.lanes and m >= 32:
+        if way == "direct" and target.is_wasm and m >= PACKED_FROM:
+            way = "packed"
+    elif product(w.kernel) == 1 and length > 2 * isa.lanes and m >= PACKED_FROM:
         way = "packed"
     k, depth = flat_weight.shape[2], w.channels // groups
     rows, columns = dense_tile(isa, m, length, k, depth)
@@ -134,7 +137,8 @@ def pack_dense(p: Product, weight: Array) -> Array:
 
 def pack_sparse(p: Product, weight: Array) -> tuple[Array, Array, Array]:
     """(ip, ix, va): where each block's entries begin, the place of their k in X, their values."""
-    blocks = weight.reshape(p.groups * p.blocks, p.rows, p.k)
+    ordered = _ordered(p, weight) if p.way == "packed" else weight
+    blocks = ordered.reshape(p.groups * p.blocks, p.rows, p.k)
     block, k = np.nonzero((blocks != 0).any(1))
     ip = np.concatenate([[0], np.cumsum(np.bincount(block, minlength=len(blocks)))])
     places = np.arange(p.k) * p.pitch if p.way == "packed" else _places(p.window, p.planes)[: p.k]

@@ -4,8 +4,8 @@ A tile of `rows` output channels x `columns` vectors of pixels stays in register
 loaded serves all rows, each weight all columns. k runs over input channels and taps. Three ways to the pixels:
 
 - `direct`: they are read where they lie (in the input, or in its phases, see `window`), row by row of the output;
-- `packed` (one tap, no stride): the tile's pixels of all k are first copied one behind the other, since rows of X lie
-  as far apart as the picture is large, which neither caches nor their prefetchers like;
+- `packed`: the tile's pixels of all k are first copied one behind the other, since rows of X lie as far apart as the
+  picture is large, which neither caches nor their prefetchers like, and since taps cost arithmetic in addresses;
 - `flat`: rows of the phases are taken as one long row, so that small pictures fill vectors. What falls between the
   rows is computed too, and left behind when the block's result is copied to its place.
 
@@ -15,6 +15,7 @@ with their `rows` values at va[e] and the place of their k in X at ix[e].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -134,7 +135,7 @@ class _Writer:
             for columns, starts in self.p.columns.walk():
                 with starts as (at, _):
                     if self.packed is not None:
-                        self._pack(columns, at)
+                        self._pack(row, columns, at)
                     with loop(self.p.blocks) as b:
                         self._tile(b, row, columns, at)
 
@@ -142,12 +143,27 @@ class _Writer:
         """Where the group's first channel begins."""
         return self.base + self.g * (self.p.window.channels // self.p.groups * self.p.planes.channel)
 
-    def _pack(self, columns: int, at: list[Expr]) -> None:
+    def _pack(self, row: Expr, columns: int, at: list[Expr]) -> None:
+        """The tile's pixels of every k, one k behind the other."""
         p, lanes = self.p, self.p.columns.lanes
-        with loop(p.k) as k:
+
+        def copy(k: Expr, place: Expr) -> None:
             for v in range(columns):
-                value = load(self.source, self._channel() + k * p.planes.channel + at[v], lanes)
-                store(self.packed, value, k * p.pitch + v * lanes, lanes)
+                store(self.packed, load(self.source, place + at[v], lanes), k * p.pitch + v * lanes, lanes)
+
+        self._each_k(row, copy)
+
+    def _each_k(self, row: Expr, body: Callable[[Expr, Expr], None]) -> None:
+        """Loops over channels and taps: `body(k, where its row of pixels begins)`."""
+        p, taps = self.p, product(self.p.window.kernel)
+        with loop(p.window.channels // p.groups) as c:
+            place = self._channel() + c * p.planes.channel + row * p.planes.pitch
+            done = 0
+            for group in p.taps:
+                with loop(group.count) as i:
+                    for t, offset in enumerate(group.offsets):
+                        body(c * taps + done + i * len(group.offsets) + t, place + i * group.step + offset)
+                done += group.count * len(group.offsets)
 
     def _first(self, b: Expr) -> Expr:
         """The first channel of a block, within its group."""
@@ -186,17 +202,11 @@ class _Writer:
                 where = [k * p.pitch + v * lanes for v in range(columns)]
                 self._step(tile, (first + k) * p.rows, self.packed, where)
             return
-        taps = product(p.window.kernel)
-        with loop(p.window.channels // p.groups) as c:
-            place = self._channel() + c * p.planes.channel + row * p.planes.pitch
-            done = 0
-            for group in p.taps:
-                with loop(group.count) as i:
-                    for t, offset in enumerate(group.offsets):
-                        k = first + c * taps + done + i * len(group.offsets) + t
-                        where = [place + i * group.step + offset + at[v] for v in range(columns)]
-                        self._step(tile, k * p.rows, self.source, where)
-                done += group.count * len(group.offsets)
+
+        def step(k: Expr, place: Expr) -> None:
+            self._step(tile, (first + k) * p.rows, self.source, [place + at[v] for v in range(columns)])
+
+        self._each_k(row, step)
 
     def _sparse(self, tile: Any, b: Expr, row: Expr, columns: int, at: list[Expr]) -> None:
         p, lanes = self.p, self.p.columns.lanes

@@ -123,7 +123,7 @@ class Taps:
     order: tuple[tuple[int, int], ...]  # (r, s) of each, as they come
 
 
-UNROLLED = 9  # taps that a kernel's innermost loop spells out
+UNROLLED = 9  # taps that the innermost loop of a kernel spells out
 
 
 def taps_of(w: Window, planes: Planes, unrolled: int = UNROLLED) -> tuple[Taps, ...]:
