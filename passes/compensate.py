@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spa import progress
+from spa import execution, progress
 from spa.calibration import HELD, MAX_FEATURES, Moments, Reader, Walk, contractions, measure
 from spa.calibration.moments import Statistics
 from spa.calibration.synthetic import Drawn
@@ -117,8 +117,9 @@ def compensate(
         new = reader.tensor(np.where(lost[reader][:, None], 0.0, reader.matrix(old)), old)
         # a weight that several nodes read has no one input to fit
         if reader.features <= MAX_FEATURES and uses[reader.weight] == 1:
-            moments = measure(reader, live, before, dense.constant(name))
-            repair, new, shift = mend(reader, moments, old, lost[reader], bias is not None, dampings)
+            with execution.blas(reader.features):
+                moments = measure(reader, live, before, dense.constant(name))
+                repair, new, shift = mend(reader, moments, old, lost[reader], bias is not None, dampings)
             repairs.append(repair)
             if bias is not None:
                 b = walk.constant(bias.name or "")

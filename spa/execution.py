@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,6 +49,27 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
     while queue:
         yield queue.popleft()
         queue.extend(islice(waiting, 1))
+
+
+WIDE = 768  # rows of a matrix from which on BLAS threads pay
+
+
+@cache
+def _controller() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+@contextmanager
+def blas(size: int) -> Iterator[None]:
+    """One thread for linear algebra on matrices of this size where they are small: more gain nothing then, and where
+    cores are shared, waiting for one another costs them twenty times the work."""
+    if size >= WIDE:
+        yield
+        return
+    with _controller().limit(limits=1, user_api="blas"):
+        yield
 
 
 @contextmanager

@@ -119,7 +119,9 @@ class Calibrated:
             for number, group in enumerate(groups):
                 while set(self.readers[group.id]) - set(moments):
                     reader = wanted.pop(0)
-                    moments[reader] = measure(reader, reader.observe(walk))
+                    live = reader.observe(walk)
+                    with execution.blas(reader.features):
+                        moments[reader] = measure(reader, live)
                     self.means[reader] = moments[reader].statistics(0).x
                 needed = {r for g in groups[number + 1 :] for r in self.readers[g.id]}
                 yield group, self.submit(group, moments, self.counts(group) if stops else [])

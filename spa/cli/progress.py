@@ -1,4 +1,4 @@
-"""Progress on stderr: a line that says the stage, on a terminal only."""
+"""Progress on stderr, on a terminal only: the stage at hand, and a bar with the time left where its end is known."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from contextlib import contextmanager
 
 @contextmanager
 def stages(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Yields a function that names the stage at hand."""
+    """Yields a function that names the stage at hand; what long work tells of itself (`spa.progress`) fills the bar."""
     import sys
 
     if quiet or not sys.stderr.isatty():
         yield lambda text: None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    with Console(stderr=True).status("starting") as status:
-        yield lambda text: status.update(text)
+    from spa import progress
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def stage(text: str) -> None:
+            bar.reset(task, description=text, total=None)
+
+        def told(what: str, done: int, total: int) -> None:
+            if bar.tasks[0].description != what:
+                stage(what)
+            bar.update(task, completed=done, total=total)
+
+        with progress.listening(told):
+            yield stage

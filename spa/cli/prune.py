@@ -72,13 +72,15 @@ if TYPE_CHECKING:
 @click.option(
     "--calib",
     help="Calibration inputs to choose by and to repair with: FILE.npz or .npy, samples along the first axis; a folder of those, "
-    "or of images as in DIR{mean=0.5,std=0.5}; module:function; or synthetic.",
+    "or of images as in DIR{mean=0.5,std=0.5}; module:function; or without data: synthetic, or weights to repair by these alone.",
 )
 @click.option(
     "--gradients",
     type=click.Path(path_type=Path),
     help="For the criteria taylor, snip and grasp: an .npz of gradients by weight's name.",
 )
+@click.option("--workers", type=click.IntRange(1), help="With --calib: measure in this many processes.")
+@click.option("--cluster", metavar="TCP://HOST:PORT", help="With --calib: measure on a dask.distributed scheduler.")
 @click.option("--no-compensate", is_flag=True, help="With --calib: do not repair the readers of what is removed.")
 @click.option(
     "--align",
@@ -131,7 +133,12 @@ def prune(model: Path, **options: Any) -> None:
         dense_metric = metric.of_dense(network) if metric is not None and not bisected else None
         stage("analysing")
         calib = calibration(network, sizes, options)
-        decided, coupling, facts = decide(network, sizes, options, calib, metric, stage)
+        from spa import execution
+        from spa.workbench import from_weights
+
+        repair = None if options["no_compensate"] else "weights" if from_weights(options["calib"]) else calib
+        with execution.on(options["workers"] or 0, options["cluster"]):
+            decided, coupling, facts = decide(network, sizes, options, calib, metric, stage)
         before = cost_of(network, sizes)
         stage("pruning and verifying" if not options["no_verify"] else "pruning")
         from spa.inputs import load as load_inputs
@@ -140,7 +147,7 @@ def prune(model: Path, **options: Any) -> None:
         result = finish(
             network,
             decided,
-            calib=None if options["no_compensate"] else calib,
+            calib=repair,
             check=not options["no_verify"],
             seed=options["seed"],
             inputs=given,
@@ -219,7 +226,7 @@ def check_targets(targets: tuple[str, ...]) -> None:
 
 
 def calibration(network: Model, sizes: dict[str, int], options: dict[str, Any]) -> list[Any] | None:
-    if not options["calib"]:
+    if options["calib"] in (None, "weights"):
         return None
     import warnings
 

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from spa.execution import blas
+
 Matrix = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
@@ -52,9 +54,14 @@ def eliminate(
     """Greedy elimination of all channels of a group but those in `keep`; several readers add up their relative errors.
 
     At each number of channels in `stops` the weights are noted."""
+    with blas(max((len(t.labels) for t in tasks), default=0)):
+        return _eliminate(tasks, size, keep, damping, stops)
+
+
+def _eliminate(tasks: list[Task], size: int, keep: Collection[int], damping: float, stops: Collection[int]) -> Order:
     inverses = [linalg.inv(damped(t.covariance, damping)) for t in tasks]
     weights = [t.weight.copy() for t in tasks]
-    energy = [max(1e-12, float(np.einsum("of,fg,og->", t.weight, t.covariance, t.weight))) for t in tasks]
+    energy = [max(1e-12, float(np.einsum("of,of->", t.weight @ t.covariance, t.weight))) for t in tasks]
     groups = [_members(t.labels, size) for t in tasks]
     alive = np.ones(size, bool)
     alive[list(keep)] = False
