@@ -31,6 +31,7 @@ PASSES = {
     "fold": "spa.passes.fold:Fold",
     "halve": "spa.passes.halve:Halve",
     "quantize": "spa.passes.quantize:Quantize",
+    "rearrange": "spa.passes.rearrange:Rearrange",
     "slice": "spa.passes.slice:Slice",
     "soup": "spa.passes.soup:Soup",
     "sparsify": "spa.passes.sparsify:Sparsify",
