@@ -106,21 +106,23 @@ def compensate(
     }
     silence(walk, coupling, gone, {r.op for r in found if lost[r].any()})
     seen = reached(walk, {r.weight.name or "" for r in found if lost[r].any()})
-    uses = Counter(r.weight for r in found)
-    dampings = DRAWN_DAMPINGS if isinstance(feeds, Drawn) else DAMPINGS
     affected = [r for r in found if lost[r].any() or r.x.name in seen]
-    repairs = []
+    dampings = DRAWN_DAMPINGS if isinstance(feeds, Drawn) else DAMPINGS
+    uses = Counter(r.weight for r in found)
+    shared = shared_moments(model, [r for r in affected if uses[r.weight] > 1], feeds)
+    repairs: dict[str, Repair] = {}
     for number, reader in enumerate(affected):
+        name = reader.weight.name or ""
+        if name in repairs:  # mended where it was first read
+            continue
         live, before = reader.observe(walk), reader.observe(dense)
-        name, bias = reader.weight.name or "", reader.bias()
+        bias = reader.bias() if reader.weight not in shared else None
         old = walk.constant(name)
         new = reader.tensor(np.where(lost[reader][:, None], 0.0, reader.matrix(old)), old)
-        # a weight that several nodes read has no one input to fit
-        if reader.features <= MAX_FEATURES and uses[reader.weight] == 1:
+        if reader.features <= MAX_FEATURES:
             with execution.blas(reader.features):
-                moments = measure(reader, live, before, dense.constant(name))
-                repair, new, shift = mend(reader, moments, old, lost[reader], bias is not None, dampings)
-            repairs.append(repair)
+                moments = shared.get(reader.weight) or measure(reader, live, before, dense.constant(name))
+                repairs[name], new, shift = mend(reader, moments, old, lost[reader], bias is not None, dampings)
             if bias is not None:
                 b = walk.constant(bias.name or "")
                 walk.replace(bias.name or "", (b + shift.reshape(b.shape)).astype(b.dtype))
@@ -130,7 +132,20 @@ def compensate(
     dense.advance()
     if repairs and drift(outputs(dense), outputs(walk)) > drift(outputs(dense), unmended(coupling, gone, feeds)):
         return model, []
-    return with_constants(model, walk), repairs
+    return with_constants(model, walk), list(repairs.values())
+
+
+def shared_moments(model: Model, shared: list[Reader], feeds: list[Feeds]) -> dict[ir.Value, Moments]:
+    """Of weights that several nodes read: of all that they read, in the dense network, since what is mended at the first
+    node holds for all."""
+    found: dict[ir.Value, Moments] = {}
+    walk = Walk(model, feeds)
+    for reader in shared:
+        if reader.features <= MAX_FEATURES:
+            live = reader.observe(walk)
+            moments = measure(reader, live, live, walk.constant(reader.weight.name or ""))
+            found[reader.weight] = found[reader.weight] + moments if reader.weight in found else moments
+    return found
 
 
 def silence(walk: Walk, coupling: Coupling, gone: dict[int, Mask], known: set[Op]) -> None:

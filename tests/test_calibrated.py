@@ -197,3 +197,56 @@ def test_calibration_inputs_are_checked(models, tmp_path) -> None:  # type: igno
     with pytest.raises(UsageError, match="cannot read"):
         load(tmp_path / "bad.npz", model)
     assert sum(len(f["x"]) for f in load("synthetic", model)) >= 64
+
+
+def shared_head(rng: np.random.Generator) -> Model:
+    """One weight over two maps, as in the heads of detectors."""
+    text = """agraph (float[N,3,8,8] x) => (float[N,4,8,8] y, float[N,4,4,4] z) {
+      a = Conv(x, w0, b0)
+      r = Relu(a)
+      s = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r)
+      y = Conv(r, w1, b1)
+      z = Conv(s, w1, b1)
+    }"""
+    shapes = {"w0": (12, 3, 1, 1), "b0": (12,), "w1": (4, 12, 1, 1), "b1": (4,)}
+    return parse(text, {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()})
+
+
+def recurrent(rng: np.random.Generator) -> Model:
+    text = """agraph (float[6,N,5] x) => (float[6,1,N,3] y) {
+      h, last = GRU<hidden_size=8>(x, w, r, b)
+      y = MatMul(h, v)
+    }"""
+    shapes = {"w": (1, 24, 5), "r": (1, 24, 8), "b": (1, 48), "v": (8, 3)}
+    return parse(text, {k: 0.5 * rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()})
+
+
+def transposed(rng: np.random.Generator) -> Model:
+    text = """agraph (float[N,3,6,6] x) => (float[N,4,12,12] y) {
+      a = Conv(x, w0, b0)
+      r = Relu(a)
+      y = ConvTranspose<strides=[2,2], group=2>(r, w1, b1)
+    }"""
+    shapes = {"w0": (8, 3, 1, 1), "b0": (8,), "w1": (8, 2, 2, 2), "b1": (4,)}
+    return parse(text, {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()})
+
+
+@pytest.mark.parametrize("make", [shared_head, recurrent, transposed], ids=lambda f: f.__name__)
+def test_weights_of_every_kind_are_mended_and_the_network_gains(make) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    model = make(rng)
+    shape = {"recurrent": (6, 32, 5), "transposed": (32, 3, 6, 6)}.get(make.__name__, (32, 3, 8, 8))
+    mixing = rng.standard_normal((shape[-1], shape[-1])).astype(np.float32)
+    feeds = [{"x": rng.standard_normal(shape).astype(np.float32) @ mixing} for _ in range(8)]
+    fresh = {"x": rng.standard_normal(shape).astype(np.float32) @ mixing}
+    expected = onnxruntime(model.to_proto(), fresh)
+
+    def error(compensate: bool) -> float:
+        result = spa.prune(model, ratio=0.4, calib=feeds, compensate=compensate)
+        assert result.plan is not None and any(g["removed"] for g in result.plan.groups)
+        if compensate:
+            assert result.facts["repairs"] and all(r["after"] <= r["before"] for r in result.facts["repairs"])
+        got = onnxruntime(result.model.to_proto(), fresh)
+        return sum(float(((a - b) ** 2).sum()) for a, b in zip(expected, got, strict=True))
+
+    assert error(True) < 0.9 * error(False)

@@ -62,6 +62,14 @@ class Moments:
             self.cross[part] += y.transpose(0, 2, 1) @ x
             self.energy[part] += np.square(y, dtype=np.float64).sum(1)
 
+    def __add__(self, other: Moments) -> Moments:
+        """Of both together."""
+        both = Moments(self.groups, self.features, self.outputs)
+        both.count = [a + b for a, b in zip(self.count, other.count, strict=True)]
+        for name in ("first", "second", "target", "cross", "energy"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
+
     def mean(self, g: int, part: int | None = None) -> Matrix:
         """[features]"""
         mean: Matrix = self.statistics(part).x[g]
