@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from spa._version import __version__
 
 if TYPE_CHECKING:
+    from spa.checking import check as check
     from spa.codegen.bundle import Bundle as Bundle
     from spa.codegen.bundle import compile as compile
     from spa.coupling import Coupling as Coupling
@@ -43,6 +44,7 @@ _WHERE = {
     "Result": "spa.pruning",
     "verify": "spa.verification",
     "Pipeline": "spa.pipeline",
+    "check": "spa.checking",
     "compile": "spa.codegen.bundle",
     "Bundle": "spa.codegen.bundle",
 }
