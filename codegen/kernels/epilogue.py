@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spa.codegen.kernels.vector import FLOAT, Expr, keep, load, number, splat
+from spa.codegen.kernels.vector import FLOAT, Expr, load, number, splat
 from spa.codegen.layer import Arg, Step
 from spa.codegen.tvm_api import tirx
 
@@ -43,9 +43,9 @@ def clamp(x: Expr, low: float, high: float, lanes: int) -> Expr:
 
 def exp(x: Expr, lanes: int) -> Expr:
     """e^x = 2^n e^r with n = round(x log2 e), |r| <= ln(2)/2; relative error about 1e-7; saturates at the ends."""
-    x = keep(clamp(x, -87.3, 88.3, lanes), lanes)
-    n = keep(tirx.floor(x * number(LOG2E, lanes) + number(0.5, lanes)), lanes)
-    r = keep(x - n * number(LN2_HIGH, lanes) - n * number(LN2_LOW, lanes), lanes)
+    x = clamp(x, -87.3, 88.3, lanes)
+    n = tirx.floor(x * number(LOG2E, lanes) + number(0.5, lanes))
+    r = x - n * number(LN2_HIGH, lanes) - n * number(LN2_LOW, lanes)
     mantissa = _polynomial(r, EXP, lanes) * (r * r) + r + number(1, lanes)
     suffix = "" if lanes == 1 else f"x{lanes}"
     bits = tirx.Cast(f"int32{suffix}", n) + splat(tirx.IntImm("int32", 127), lanes)
@@ -58,15 +58,15 @@ def sigmoid(x: Expr, lanes: int) -> Expr:
 
 def tanh(x: Expr, lanes: int) -> Expr:
     """1 - 2 / (e^2x + 1), and near zero, where that cancels, a polynomial."""
-    square = keep(x * x, lanes)
+    square = x * x
     near = x + x * square * _polynomial(square, TANH, lanes)
     far = number(1, lanes) - number(2, lanes) / (exp(x + x, lanes) + number(1, lanes))
     return tirx.Select(square < number(0.625**2, lanes), near, far)
 
 
 def erf(x: Expr, lanes: int) -> Expr:
-    x = keep(clamp(x, -4, 4, lanes), lanes)
-    square = keep(x * x, lanes)
+    x = clamp(x, -4, 4, lanes)
+    square = x * x
     return x * _polynomial(square, ERF_P, lanes) / _polynomial(square, ERF_Q, lanes)
 
 
@@ -127,8 +127,7 @@ def evaluate(
             order.append(arg.index)
         return load(tensors[order.index(arg.index)], at, lanes)
 
-    values = [keep(result, lanes) if steps else result]
+    values = [result]
     for step in steps:
-        value = OPS[step.op](*[operand(a) for a in step.args], lanes=lanes)
-        values.append(value if step is steps[-1] else keep(value, lanes))
+        values += [OPS[step.op](*[operand(a) for a in step.args], lanes=lanes)]
     return values[-1]

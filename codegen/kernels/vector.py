@@ -90,14 +90,6 @@ def put(register: Any, value: Expr) -> None:
     build.buffer_store(register, value, [0])
 
 
-def keep(value: Expr, lanes: int) -> Expr:
-    """The value in a register of its own, for what is used more than once: an expression is a tree, and its copies
-    would multiply."""
-    ((register,),) = registers(1, 1, lanes)
-    put(register, value)
-    return register[0]
-
-
 def fits(lanes: int, length: int) -> int:
     """The most lanes, a power of two, that a row of this length fills.
 
