@@ -43,6 +43,11 @@ class Plan:
         thin = {"sparsity": self.sparsity} if self.sparsity else {}
         return json.dumps({k: getattr(self, k) for k in keys} | thin, indent=1) + "\n"
 
+    def _repr_html_(self) -> str:
+        from spa.report.notebook import plan
+
+        return plan(self)
+
     @staticmethod
     def from_json(text: str, where: str = "plan") -> Plan:
         try:
@@ -208,6 +213,7 @@ def plan(
     align: int = 1,
     keep: Sequence[str] = (),
     calib: Any = None,
+    refine: int = 0,
     gradients: Any = None,
     seed: int = 0,
 ) -> Plan:
@@ -217,7 +223,8 @@ def plan(
 
     See `spa.importance.table` for `criterion`, `spa.importance.combine` for `aggregate` and `normalise`, `spa.allocate`
     for `scope` and `align`. With calibration inputs (`spa.calibration.load`) the criterion is "obs" and levels are
-    chosen by measured error curves; without them it is "l2". `gradients`: see `spa.importance.gradient.load`."""
+    chosen by measured error curves, and refined by the real drift of so many candidates (`spa.refine`); without them it
+    is "l2". `gradients`: see `spa.importance.gradient.load`."""
     from spa import allocate
     from spa.cost import Budget
     from spa.cost_table import CostTable
@@ -241,7 +248,9 @@ def plan(
         from spa.workbench import CalibratedPlanner
 
         planner = CalibratedPlanner(model, coupling, calib, align=align, keep=keep)
-        return planner.plan(measure, max(0.0, amount - _overhead(model)) if kind == "size" else amount)
+        return planner.plan(measure, max(0.0, amount - _overhead(model)) if kind == "size" else amount, refine)
+    if refine:
+        raise UsageError("refinement needs calibration inputs and a budget of cost", hint="--calib, --macs 0.5")
     scope = ("local" if ratio is not None else "global") if scope == "auto" else scope
     sequence, scores = ranked(
         model,

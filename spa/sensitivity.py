@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +30,10 @@ from spa.errors import CheckFailed
 from spa.execution import Inline, ahead
 from spa.importance.magnitude import magnitude
 from spa.importance.obs import DAMPING, Order, Task, eliminate
+from spa.judging import fitted, held_back
 from spa.knapsack import Curve, choose, masks
-from spa.passes.compensate import masked_weights, unreadable
+from spa.passes.compensate import compensate, masked_weights, unreadable
+from spa.refine import Levels, refine
 from spa.shapes import tensor_of
 
 if TYPE_CHECKING:
@@ -69,7 +73,9 @@ class Calibrated:
         align: int = 1,
         spared: dict[int, npt.NDArray[np.bool_]] | None = None,
         damping: float = DAMPING,
+        doubt: float = 0.0,
     ) -> None:
+        self.doubt = doubt
         self.coupling, self.feeds, self.align, self.damping = coupling, feeds, align, damping
         self.means: dict[Reader, npt.NDArray[np.float64]] = {}  # of what it reads, per group and feature
         self.scores = magnitude(coupling)
@@ -88,9 +94,10 @@ class Calibrated:
 
     @cached_property
     def curves(self) -> list[Curve]:
-        options = {"align": self.align, "damping": self.damping, "levels": LEVELS}
+        options = {"align": self.align, "damping": self.damping, "levels": LEVELS, "by": sources()}
         base = statistics.key(self.coupling.model, self.feeds, options)
-        entries = {g.id: cache.key(base, g.id) for g in self.groups}
+        # which channels a group has depends on how the network was analysed, its name does not
+        entries = {g.id: cache.key(base, g.id, [a.tolist() for a in g.labels.values()]) for g in self.groups}
         found = {g.id: curve for g in self.groups if (curve := stored(entries[g.id], g)) is not None}
         left = [g for g in self.groups if g.id not in found]
         progress.tell("measuring groups", len(found), len(self.groups))
@@ -99,7 +106,13 @@ class Calibrated:
             found[group.id] = Curve(group.id, order.channels, counts, extended(errors.result(), counts))
             store(entries[group.id], found[group.id])
             progress.tell("measuring groups", len(found), len(self.groups))
-        return [found[g.id] for g in self.groups]
+        return [self.doubted(found[g.id], g) for g in self.groups]
+
+    def doubted(self, curve: Curve, group: Group) -> Curve:
+        """Drawn inputs show less in late layers than real ones do, which look redundant then: with `doubt` every curve
+        rises with the share that goes, whatever was measured."""
+        shares = [n / group.size for n in curve.counts]
+        return replace(curve, errors=[e + self.doubt * r**1.5 for e, r in zip(curve.errors, shares, strict=True)])
 
     def tried(self, groups: list[Group]) -> Iterator[tuple[Group, Order, Future[list[float]]]]:
         """Groups with their orders, and the errors at their levels as they come."""
@@ -189,15 +202,47 @@ class Calibrated:
             chosen[group.id] = mask
         return {k: m for k, m in chosen.items() if m.any()}
 
-    def by_cost(self, kind: str, limit: float) -> Chosen:
-        """The least error at a cost (macs, params or bytes) of at most `limit`. Raises `CheckFailed` where none is."""
+    def by_cost(self, kind: Any, limit: float, trials: int = 0) -> Chosen:
+        """The least error at a cost (`spa.cost.Budget`) of at most `limit`; `trials` of refinement by real drift.
+
+        Raises `CheckFailed` where there is no such choice."""
         levels = choose(self.coupling, self.curves, kind, limit)
         if levels is None:
             raise CheckFailed(
                 f"the budget of {limit:,.0f} {kind} cannot be met",
                 hint="a larger budget; `spa explain` says what is blocked and why",
             )
+        if trials:
+            budget = Budget(self.coupling)
+
+            def cost(of: Levels) -> float:
+                return budget.of(kind, self.coupling.removal(masks(self.coupling, self.curves, of)))
+
+            most = [len(c.counts) - 1 for c in self.curves]
+            levels = list(refine(levels, most, cost, limit, self.drift, trials))
         return masks(self.coupling, self.curves, levels)
+
+    def drift(self, levels: Levels) -> float:
+        """Of the network at these levels, mended without the held-back inputs, on these."""
+        gone = self.coupling.removal(masks(self.coupling, self.curves, levels))
+        walk = Walk(compensate(self.coupling, gone, fitted(self.feeds))[0], self.held)
+        walk.advance()
+        return drift(self.dense_outputs, [[values[n] for n in walk.outputs] for values in walk.live])
+
+    @cached_property
+    def held(self) -> list[Feeds]:
+        return held_back(self.feeds)[0]
+
+    @cached_property
+    def dense_outputs(self) -> list[list[Any]]:
+        return next(Walk(self.coupling.model, self.held).branch(()).run([{}]))
+
+
+@lru_cache
+def sources() -> str:
+    """A digest of the code that shapes a curve."""
+    here = Path(__file__).parent
+    return cache.versions((), [here, here / "passes"])
 
 
 def stored(entry: str, group: Group) -> Curve | None:

@@ -15,9 +15,10 @@ import spa
 from spa.calibration import Moments, Walk, load, measure, readers, split_batches
 from spa.errors import UsageError
 from spa.importance.obs import Task, damped, eliminate
-from spa.model import Model
-from spa.passes.compensate import compensate, corrections, ensure_biases, mend
 from spa.knapsack import knapsack
+from spa.model import Model
+from spa.passes.compensate import corrections, ensure_biases, mend
+from spa.refine import refine
 
 
 def conv_net(rng: np.random.Generator, kernel: int, stride: int, pad: int, groups: int, dilation: int = 1) -> Model:
@@ -250,3 +251,22 @@ def test_weights_of_every_kind_are_mended_and_the_network_gains(make) -> None:  
         return sum(float(((a - b) ** 2).sum()) for a, b in zip(expected, got, strict=True))
 
     assert error(True) < 0.9 * error(False)
+
+
+def test_refinement_finds_the_best_levels_there_are() -> None:
+    """Small enough to try everything: errors that interact, which no sum over groups can see."""
+    rng = np.random.default_rng(0)
+    weights, pair = rng.random((3, 4)).cumsum(1), rng.random((4, 4, 4)).cumsum(0).cumsum(1).cumsum(2) / 16
+    price = rng.integers(1, 5, (3, 4)).cumsum(1)
+
+    def drift(levels: tuple[int, ...]) -> float:
+        return float(sum(weights[i, k] for i, k in enumerate(levels)) + 3 * pair[levels])
+
+    def cost(levels: tuple[int, ...]) -> float:
+        return float(-sum(price[i, k] for i, k in enumerate(levels)))
+
+    every = [c for c in itertools.product(range(4), repeat=3) if cost(c) <= -12]
+    start = max(every, key=drift)
+    found = refine(start, (3, 3, 3), cost, -12, drift, trials=200)
+    assert cost(found) <= -12 and drift(found) == min(map(drift, every))
+    assert found == refine(start, (3, 3, 3), cost, -12, drift, trials=200)

@@ -79,6 +79,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="For the criteria taylor, snip and grasp: an .npz of gradients by weight's name.",
 )
+@click.option(
+    "--refine", type=click.IntRange(0), default=0, help="With --calib: try this many other divisions of the budget."
+)
 @click.option("--workers", type=click.IntRange(1), help="With --calib: measure in this many processes.")
 @click.option("--cluster", metavar="TCP://HOST:PORT", help="With --calib: measure on a dask.distributed scheduler.")
 @click.option("--no-compensate", is_flag=True, help="With --calib: do not repair the readers of what is removed.")
@@ -154,6 +157,8 @@ def prune(model: Path, **options: Any) -> None:
             sizes=sizes,
             fold=not options["no_fold"],
         )
+        for note in doubts(result.facts.get("repairs", [])):
+            click.echo(f"note: {note}", err=True)
         assert isinstance(result.plan, Plan)
         thin = result.plan.sparsity if options["apply_plan"] and not options["sparsity"] else None
         if options["sparsity"] or thin:
@@ -195,6 +200,8 @@ def prune(model: Path, **options: Any) -> None:
             "blocked": [{k: b[k] for k in ("group", "reason", "node")} for b in result.plan.blocked],
             "targets": {},
         }
+        if result.facts.get("repairs"):
+            document["repairs"] = result.facts["repairs"]
         if "sparsity" in result.facts:
             document["sparsity"] = result.facts["sparsity"]
         if not dry:
@@ -207,6 +214,18 @@ def prune(model: Path, **options: Any) -> None:
         print_json(document)
     else:
         show(document)
+
+
+def doubts(repairs: list[dict[str, Any]]) -> list[str]:
+    """What is to be said of fits to too little."""
+    few = [r for r in repairs if r.get("samples", 0) < r.get("features", 0)]
+    if not few:
+        return []
+    worst = min(few, key=lambda r: float(r["samples"] / r["features"]))
+    return [
+        f"{len(few)} of {len(repairs)} readers were mended on fewer samples than they have inputs ('{worst['reader']}': "
+        f"{worst['samples']} for {worst['features']}); more calibration inputs would help"
+    ]
 
 
 def destination(model: Path, out: Path | None, targets: tuple[str, ...]) -> Path:
@@ -288,7 +307,7 @@ def decide(
             limit = budget.get("max_drift", MAX_DRIFT)
             decided, drift = plan_by_drift(network, coupling, limit, feeds=calib, **choice)
         return decided, coupling, {"drift": drift}
-    extra = {k: options[k] for k in ("cost_table", "gradients", "seed")}
+    extra = {k: options[k] for k in ("cost_table", "gradients", "seed", "refine")}
     return plan(network, coupling, calib=calib, **budget, **choice, **extra), coupling, {}
 
 
