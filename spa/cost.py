@@ -48,6 +48,11 @@ class Cost:
     peak_activation_bytes: int
     layers: list[Layer] = field(default_factory=list)
 
+    def _repr_html_(self) -> str:
+        from spa.report.notebook import cost
+
+        return cost(self)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -46,6 +46,11 @@ class Result:
     plan: Plan | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        from spa.report.notebook import result
+
+        return result(self)
+
 
 class Pass(Protocol):
     name: ClassVar[str]

@@ -33,7 +33,9 @@ def report(
 ) -> None:
     """Write one HTML page about RUN: a bundle, the JSON of `spa prune --json`, or a model. With --json its data are also
     written beside it and to stdout."""
-    place = out or run.with_name(f"{run.stem if run.suffix in ('.onnx', '.json') else run.name}.report.html")
+    named = run if run.name not in ("", "..") else run.resolve()
+    stem = named.stem if run.suffix in (".onnx", ".json") else named.name
+    place = out or named.with_name(f"{stem}.report.html")
     beside = place.with_name(f"{place.stem}.json")
     if place.suffix not in (".html", ".htm"):
         raise UsageError(f"a report is an HTML file, not {place.name}", hint="-o report.html")

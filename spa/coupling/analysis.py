@@ -101,6 +101,11 @@ class Coupling:
 
         return to_networkx(self)
 
+    def _repr_html_(self) -> str:
+        from spa.report.notebook import coupling
+
+        return coupling(self)
+
     def removal(self, chosen: dict[str, Mask]) -> dict[int, Mask]:
         """Channels to remove per group -> indices to remove per dim."""
         gone: dict[int, Mask] = {}

@@ -116,7 +116,9 @@ def count(n: float | None) -> str:
 
 
 def share(part: float | None, whole: float | None = 1.0) -> str:
-    """>>> share(1, 3)
+    """Of a whole, in percent.
+
+    >>> share(1, 3)
     '33.3%'
     """
     return f"{part / whole:.1%}" if part is not None and whole else "–"
