@@ -110,7 +110,7 @@ def check(
             raise UsageError(
                 f"there is no baseline {how.baseline_file}",
                 f"the limits of {relative[0]} need one",
-                "spa check --update",
+                "the same call with --update, and commit the file",
             )
     results = measured(asked, how, old, update, tell or (lambda line: None))
     updated = False
