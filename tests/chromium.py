@@ -81,7 +81,8 @@ class Page:
 
     def open(self, url: str) -> None:
         self.loaded = False
-        self.call("Page.navigate", url=url)
+        if error := self.call("Page.navigate", url=url).get("errorText"):
+            raise RuntimeError(f"{url}: {error}")
         while not self.loaded:
             self.message()
 

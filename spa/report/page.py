@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COLOURS = 6  # operators with a colour of their own; 0 is for the others
 WIDTH, HEIGHT = 960.0, 300.0  # of a treemap's view box
-LONGEST = 160  # letters of a name that is shown whole
+LONGEST = 110  # letters of a name that is shown whole
 CURVES = 120
 THIN = 0.99  # dense weights have a few zeros too
 
