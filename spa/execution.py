@@ -153,7 +153,6 @@ def processes(workers: int) -> Iterator[Executor]:
     try:
         yield pool
     except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()  # nobody waits for its task any more
         if isinstance(error, BrokenProcessPool):
@@ -164,7 +163,7 @@ def processes(workers: int) -> Iterator[Executor]:
             ) from error
         raise
     finally:
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
