@@ -6,8 +6,10 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from hypothesis import strategies as st
 import spa
 from spa.checking import baseline as baselines
 from spa.checking.compare import changes
-from spa.checking.config import Wanted, load
-from spa.checking.limits import parse_limit
+from spa.checking.config import PER_MODEL, Wanted, flat, load
+from spa.checking.limits import KINDS, parse_limit
 from spa.checking.metrics import Layer, measure
 from spa.cli import main
 from spa.cost import inspect
@@ -250,6 +252,22 @@ def test_an_unreadable_model_is_told_and_the_others_are_checked(
     assert call(capsys, "check", "missing.onnx")[0] == 2
 
 
+def test_an_error_of_ours_names_the_model_and_the_others_are_checked(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network(repository / "nets" / "b.onnx", {"head": 4})
+    call(capsys, "check", "--update")
+
+    def failing(path: Path, *rest: Any) -> Any:
+        if path.name == "b.onnx":
+            raise KeyError("surprise")
+        return measure(path, *rest)
+
+    monkeypatch.setattr("spa.checking.metrics.measure", failing)
+    code, out, _ = call(capsys, "check")
+    assert code == 70 and "ok     nets/a.onnx" in out and "ERROR  nets/b.onnx" in out and "surprise" in out
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -319,6 +337,17 @@ def test_pyproject_counts_and_the_nearest_file_wins(
     (inner / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     assert load().file == repository / "spa.toml", "a pyproject.toml without [tool.spa] is none of ours"
     assert load().key(inner / "c.onnx") == "inner/c.onnx"
+
+
+def test_a_model_that_links_to_a_store_keeps_its_name(repository: Path) -> None:
+    path = repository / "nets" / "a.onnx"
+    store = repository / "store" / "0f"
+    store.parent.mkdir()
+    path.rename(store)
+    path.symlink_to(store)
+    configure(repository, '[check]\nmodels = ["nets/*.onnx"]\n[check.model."nets/a.onnx"]\nbudgets = { params = 1 }\n')
+    (row,) = spa.check().models
+    assert (row.key, row.status) == ("nets/a.onnx", "failed")
 
 
 def test_shapes_of_the_configuration_count(repository: Path) -> None:
@@ -553,6 +582,16 @@ def test_bytes_of_a_bundle_and_one_that_is_stale(repository: Path) -> None:
     assert row.status == "error" and "another network" in str(row.error) and spa.check().exit_code == 1
 
 
+def test_every_metric_is_documented() -> None:
+    text = (ROOT / "docs" / "check.md").read_text("utf-8")
+    assert all(f"`{name}{'.TARGET' if kind.per_target else ''}`" in text for name, kind in KINDS.items())
+    example = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0]
+    table = tomllib.loads(example)["check"]
+    root = Path("nowhere")
+    assert Wanted.of(dict(flat({k: v for k, v in table.items() if k in PER_MODEL}, "")), root).shapes
+    assert Wanted.of(dict(flat(table["model"]["models/digits.onnx"], "")), root).record == {"latency_ms"}
+
+
 # pytest ----------------------------------------------------------------------------------------------------------
 
 
@@ -576,8 +615,6 @@ def test_the_fixture_fails_with_the_text_of_the_check(repository: Path) -> None:
 
 
 def test_the_plugin_is_declared_and_imports_nothing_heavy() -> None:
-    import tomllib
-
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"]["pytest11"]
     assert list(declared.values()) == ["spa.pytest_plugin"]
     code = (

@@ -162,6 +162,10 @@ def measured(
             return Checked(key, path, measure(path, wanted, wanted.asked | in_baseline), before)
         except SpaError as error:
             return Checked(key, path, before=before, error=error)
+        except Exception as error:  # ours; the other models are still told
+            what = f"internal error: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            hint = f"spa --debug inspect {path}, and report the traceback"
+            return Checked(key, path, before=before, error=SpaError(what, key, hint))
 
     results = []
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1, len(asked))) as pool:

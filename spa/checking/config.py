@@ -58,7 +58,7 @@ class Config:
 
     def key(self, path: Path) -> str:
         """The name of a model in the baseline and in reports: its path from the root, with slashes."""
-        return Path(os.path.relpath(path.resolve(), self.root.resolve())).as_posix()
+        return Path(os.path.relpath(placed(path), self.root.resolve())).as_posix()
 
     def found(self) -> list[Path]:
         """The models that the globs name, each once, in order. Raises `UsageError` for a glob that matches nothing."""
@@ -77,8 +77,8 @@ class Config:
         found: dict[str, Setting] = {}
         for pattern, layer in self.layers:
             if pattern != "*" and pattern not in self._matched:
-                self._matched[pattern] = frozenset(p.resolve() for p in matching(self.root, pattern))
-            if pattern == "*" or path.resolve() in self._matched[pattern]:
+                self._matched[pattern] = frozenset(map(placed, matching(self.root, pattern)))
+            if pattern == "*" or placed(path) in self._matched[pattern]:
                 found.update(layer)
         if not any(name.startswith("budgets.") for name in found):
             defaults = {f"budgets.{m}": Setting(t, "default") for m, t in DEFAULT_BUDGETS.items()}
@@ -163,6 +163,11 @@ def _shape(name: str, value: Any, where: str) -> tuple[int, ...]:
     return tuple(value)
 
 
+def placed(path: Path) -> Path:
+    """Where a file lies, whatever the file itself is a link to: stores of large files link to their contents."""
+    return path.parent.resolve() / path.name
+
+
 def matching(root: Path, pattern: str) -> list[Path]:
     """The files that a glob names, sorted; a path that exists is itself, whatever signs it holds."""
     plain = root / pattern
@@ -202,15 +207,15 @@ def load(
     section = "tool.spa.check" if name == "pyproject.toml" else "check"
     at = f"{name} [{section}]"
     _known(table, {**TOP, **PER_MODEL}, at)
-    layers = [("*", dict(_flat({k: v for k, v in table.items() if k in PER_MODEL}, at)))]
+    layers = [("*", dict(flat({k: v for k, v in table.items() if k in PER_MODEL}, at)))]
     for pattern, own in table.get("model", {}).items():
         inside = f'{name} [{section}.model."{pattern}"]'
         if not isinstance(own, dict):
             raise UsageError(f"the settings of a model are a table, not {own!r}", inside)
         _known(own, PER_MODEL, inside)
-        layers.append((pattern, dict(_flat(own, inside))))
+        layers.append((pattern, dict(flat(own, inside))))
     if budgets:
-        layers.append(("*", dict(_flat({"budgets": dict(budgets)}, "command line"))))
+        layers.append(("*", dict(flat({"budgets": dict(budgets)}, "command line"))))
     place = Setting(table.get("baseline", BASELINE), at if "baseline" in table else "default")
     if baseline is not None:
         place = Setting(str(baseline.resolve()), "command line")
@@ -245,11 +250,11 @@ def _known(table: Mapping[str, Any], names: Mapping[str, type], where: str) -> N
             raise UsageError(f"'{name}' is {value!r}, not a {TOML[names[name].__name__]}", where)
 
 
-def _flat(table: Mapping[str, Any], where: str) -> Iterator[tuple[str, Setting]]:
+def flat(table: Mapping[str, Any], where: str) -> Iterator[tuple[str, Setting]]:
     """`budgets.macs`, `budgets.artifact_bytes.host`, `reference`, ...: one row per value."""
     for name, value in table.items():
         if isinstance(value, dict):
-            for inner, setting in _flat(value, where):
+            for inner, setting in flat(value, where):
                 yield f"{name}.{inner}", setting
         else:
             yield name, Setting(value, where)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spa._version import __version__
+from spa.checking.config import placed
 from spa.checking.wording import advice, against, amount, sentence, story, summary
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def command(kind: str, message: str, **properties: str) -> str:
 
 def in_repository(path: Path) -> str:
     root = Path(os.environ.get("GITHUB_WORKSPACE") or Path.cwd()).resolve()
-    full = path.resolve()
+    full = placed(path)
     return full.relative_to(root).as_posix() if full.is_relative_to(root) else path.as_posix()
 
 

@@ -7,7 +7,7 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,6 @@ class Measured:
     sha256: str
     metrics: dict[str, float]
     layers: tuple[Layer, ...] = ()
-    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def measure(path: Path, wanted: Wanted, asked: frozenset[str]) -> Measured:
@@ -91,7 +90,7 @@ def measure(path: Path, wanted: Wanted, asked: frozenset[str]) -> Measured:
         from spa.sparsity.storage import storage
 
         metrics["packed_bytes"] = storage(model).packed_bytes
-    return Measured(sha256, metrics, tuple(layers), tuple(model.notes))
+    return Measured(sha256, metrics, tuple(layers))
 
 
 def read(path: Path, compress: bool) -> tuple[Model, str, dict[str, float]]:

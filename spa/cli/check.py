@@ -48,6 +48,8 @@ def check(
     from spa.checking import check as run
 
     report = run(models, config=config, baseline=baseline, budgets=limits, update=update, tell=progress())
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
     from spa.checking.formats import FORMATS as WRITERS
 
     for name, file in wanted:
