@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spa.model import Model
 
 DRAWN_DAMPING = 0.1  # of second moments on drawn inputs, which are only like the real ones
+DRAWN_DOUBT = 0.1  # see `Calibrated.doubted`; 0.4 does about as well
 
 
 def from_weights(calib: Any) -> bool:
@@ -84,17 +85,25 @@ class CalibratedPlanner:
         self.target = analyze(workbench(model, feeds, fold), sizes=sizes, allow_approximate=approximate)
         spared = matcher(keep, coupling)
         whole = coupling.removal({g.id: np.ones(g.size, bool) for g in coupling.groups if spared(g)})
-        damping = {"damping": DRAWN_DAMPING} if isinstance(feeds, Drawn) else {}
+        damping = {"damping": DRAWN_DAMPING, "doubt": DRAWN_DOUBT} if isinstance(feeds, Drawn) else {}
         spared_there = transfer(coupling, whole, self.target)
         self.chooser = Calibrated(self.target, feeds, align=align, spared=spared_there, **damping)
 
-    def plan(self, kind: str, amount: float) -> Plan:
-        """`ratio`: that share of every group goes; `macs`, `params`: that share stays; `size`: that many bytes stay."""
+    def plan(self, kind: Any, amount: float, trials: int = 0) -> Plan:
+        """`ratio`: that share of every group goes; `macs`, `params`: that share stays; `size`: that many bytes stay.
+
+        `trials`: candidates of a search that refines what is chosen by its real drift (`spa.refine`)."""
         if kind == "ratio":
             chosen = self.chooser.by_ratio(amount)
         elif kind == "size":
-            chosen = self.chooser.by_cost("bytes", amount)
+            chosen = self.chooser.by_cost("bytes", amount, trials)
         else:
-            chosen = self.chooser.by_cost(kind, amount * Budget(self.target).of(kind, {}))
+            chosen = self.chooser.by_cost(kind, amount * Budget(self.target).of(kind, {}), trials)
         gone = transfer(self.target, self.target.removal(chosen), self.coupling)
-        return from_masks(self.coupling, channels(self.coupling, gone))
+        decided = from_masks(self.coupling, channels(self.coupling, gone))
+        if kind != "ratio":
+            curves = {c.group: c for c in self.chooser.curves}
+            for group in decided.groups:
+                if (curve := curves.get(group["id"])) is not None:
+                    group["curve"] = {"counts": curve.counts, "errors": [round(e, 6) for e in curve.errors]}
+        return decided

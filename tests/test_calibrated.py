@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from spa.knapsack import knapsack
 from spa.model import Model
 from spa.passes.compensate import corrections, ensure_biases, mend
 from spa.refine import refine
+from spa.sensitivity import Calibrated
 
 
 def conv_net(rng: np.random.Generator, kernel: int, stride: int, pad: int, groups: int, dilation: int = 1) -> Model:
@@ -270,3 +272,33 @@ def test_refinement_finds_the_best_levels_there_are() -> None:
     found = refine(start, (3, 3, 3), cost, -12, drift, trials=200)
     assert cost(found) <= -12 and drift(found) == min(map(drift, every))
     assert found == refine(start, (3, 3, 3), cost, -12, drift, trials=200)
+
+
+def statistics_of(model: Model) -> dict[str, np.ndarray]:
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.to_proto().graph.initializer}
+    return {
+        n: constants[n]
+        for node in model.to_proto().graph.node
+        if node.op_type == "BatchNormalization"
+        for n in node.input[3:5]
+    }
+
+
+def test_drawn_inputs_leave_the_statistics_that_training_stored(models) -> None:  # type: ignore[no-untyped-def]
+    """They are replaced while readers are mended, so that normalisations normalise what is drawn, and then put back."""
+    model = spa.load(models / "digits.onnx")
+    result = spa.prune(model, macs=0.7, calib="synthetic", fold=False, check=False)
+    before, after = statistics_of(model), statistics_of(result.model)
+    assert result.facts["repairs"] and after.keys() == before.keys()
+    for name, kept in after.items():
+        assert np.isin(kept, before[name]).all() and len(kept) <= len(before[name])
+
+
+def test_curves_on_drawn_inputs_rise_with_what_goes(models) -> None:  # type: ignore[no-untyped-def]
+    model = spa.load(models / "digits.onnx")
+    feeds = load("synthetic", model)
+    coupling = spa.analyze(model)
+    plain, doubted = Calibrated(coupling, feeds), Calibrated(coupling, feeds, doubt=0.1)
+    for a, b, group in zip(plain.curves, doubted.curves, plain.groups, strict=True):
+        rise = np.array(b.errors) - np.array(a.errors)
+        np.testing.assert_allclose(rise, 0.1 * (np.array(a.counts) / group.size) ** 1.5, atol=1e-12)
