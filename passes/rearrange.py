@@ -1,9 +1,9 @@
 """`rearrange`: the channels inside coupled groups in another order, so that a pattern drawn afterwards loses less.
 
 That it computes the same is a matter of `spa.coupling.permutation`, and checked on random inputs besides.
-What is searched for is in `spa.sparsity.permutation`; scores are those that the mask will be drawn by, all but exactly:
-w^2 / [(C + d I)^-1]_jj, what the layer's outputs lose with one weight when the others make up for it (Hassibi & Stork
-1993, eq. 5), over their variance; without calibration inputs w^2 over its sum.
+What is searched for is in `spa.sparsity.permutation`. Scores are w^2 var(x) over the variance of what the layer gives,
+so that layers may be summed; without calibration inputs w^2 over its sum. (Scores that know of the refit, w^2 over the
+diagonal of the inverse of the moments, found orders that were no better: docs/rearrange.md.)
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from spa.sparsity.permutation import Index, Term, search
 from spa.sparsity.selection import overrides, select
 from spa.sparsity.thinning import Tick, array_of, gather, silent, write_back
 
-DAMPING = 1e-2  # of the mean variance of the inputs
-INVERTED = 4096  # inputs of a layer, above which the diagonal of C must do
 ROUNDS = 2  # over all groups, where rows and columns of a block depend on each other
 LEAST = 1e-3  # of a group's score: less is not worth a change
 
@@ -75,12 +73,15 @@ def rearrange(
     dense: Sequence[str] = (),
     seed: int = 0,
     check: bool = True,
+    inputs: list[Feeds] | None = None,
     sizes: dict[str, int] | None = None,
     tick: Tick = silent,
 ) -> Result:
-    """A copy of `model` that computes the same; facts under `rearranged`. Weights are thinned out by whoever comes next.
+    """A copy of `model` that computes the same, which is checked on `inputs`, on some of `calib` or on drawn ones; facts
+    under `rearranged`. Weights are thinned out by whoever comes next.
 
-    Raises `UsageError` for what is no pattern, `CheckFailed` where the result does not compute the same."""
+    The network itself comes back where it cannot be compared with anything (`spa.verification.CHAOTIC`). Raises
+    `UsageError` for what is no pattern, `CheckFailed` where the result does not compute the same."""
     coupling = movable(model)
     rules = [*overrides(layers), *((g, None) for g in dense)]
     chosen, _ = select(coupling, layers_of(coupling), parse(pattern) if pattern is not None else None, rules)
@@ -105,8 +106,8 @@ def rearrange(
     new = rewritten(coupling, moved)
     assert set(new) <= named, "a constant that has no name in the network"
     out = write_back(model, new)
-    if new and check:
-        require_same(model, out, sizes, seed)
+    if new and check and not same(model, out, inputs or (calib[:1] if calib else None), sizes, seed):
+        return Result(model, facts={"rearranged": []})
     told = [{k: round(v, 6) if isinstance(v, float) else v for k, v in f.items()} for f in facts.values() if f["kept"]]
     return Result(out, facts={"rearranged": told})
 
@@ -122,13 +123,16 @@ def movable(model: Model) -> Coupling:
     return analyze(working, allow_approximate=True)
 
 
-def require_same(model: Model, out: Model, sizes: dict[str, int] | None, seed: int) -> None:
-    from spa.verification import verify
+def same(model: Model, out: Model, inputs: list[Feeds] | None, sizes: dict[str, int] | None, seed: int) -> bool:
+    """Do two networks compute the same? False where a network is so that nothing can be said; raises `CheckFailed`
+    where they do not."""
+    from spa.verification import CHAOTIC, verify
 
-    found = verify(model, out, sizes=sizes, seed=seed)
-    if not found.ok:
+    found = verify(model, out, inputs=inputs, sizes=sizes, seed=seed)
+    if not found.ok and found.where != CHAOTIC:
         what = f"the rearranged network differs from the one before by {found.max_error:.1e}"
         raise CheckFailed(what, found.where, "--no-rearrange, and report this model")
+    return found.ok
 
 
 # Scores ----------------------------------------------------------------------------------------------------------
@@ -145,17 +149,10 @@ def scores_of(layer: Layer, walk: Walk | None) -> Matrix:
     inputs = gather(layer, walk, walk) if walk else None
     if inputs is None:
         return w**2 / max(float((w**2).sum()), 1e-30)
-    found, s = np.empty_like(w), inputs.all
-    for g, moment in enumerate(s.xx):
-        spread = np.diag(moment).copy()
-        damping = DAMPING * max(float(spread.mean()), 1e-30)
-        if len(spread) <= INVERTED:
-            from scipy import linalg
-
-            factor = linalg.cholesky(moment + damping * np.eye(len(spread)), lower=True)
-            spread = 1 / np.square(linalg.solve_triangular(factor, np.eye(len(spread)), lower=True)).sum(0)
-        found[g] = w[g] ** 2 * np.maximum(spread, 0)
-    return found / max(float(s.yy.sum()), 1e-30)
+    s = inputs.all
+    power = np.einsum("gii->gi", s.xx)
+    found: Matrix = w**2 * np.maximum(power, 0)[:, None] / max(float(s.yy.sum()), 1e-30)
+    return found
 
 
 def kept(pattern: Pattern, scores: Matrix, taps: int) -> float:

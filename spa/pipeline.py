@@ -30,6 +30,7 @@ ENTRY_POINTS = "spa.passes"
 PASSES = {
     "fold": "spa.passes.fold:Fold",
     "halve": "spa.passes.halve:Halve",
+    "lowrank": "spa.passes.lowrank:LowRank",
     "quantize": "spa.passes.quantize:Quantize",
     "rearrange": "spa.passes.rearrange:Rearrange",
     "slice": "spa.passes.slice:Slice",

@@ -93,6 +93,7 @@ if TYPE_CHECKING:
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Nodes, weights or groups never touched (glob).")
 @click.option("--sparsity", metavar="PATTERN", help="Thin out what is kept: 2:4, block4x1:0.5, unstructured:0.8, ...")
 @click.option("--dense", multiple=True, metavar="PATTERN", help="With --sparsity: layers left dense (glob).")
+@click.option("--no-rearrange", is_flag=True, help="With --sparsity: leave channels in the order in which they are.")
 @click.option(
     "--allow-approximate", is_flag=True, help="Also prune where the result is only close to the masked network."
 )

@@ -27,6 +27,7 @@ from spa.shapes import tensor_of
 
 Moves = Mapping[int, Labels]  # dim -> sigma: at index i stands what stood at sigma[i]
 ORDERED = {"LRN"}  # operators that mix neighbours along an axis
+CODES = {"DequantizeLinear", "QLinearConv"}  # whose whole numbers are values, not positions
 POINTERS = (ir.DataType.INT32, ir.DataType.INT64)
 
 
@@ -97,7 +98,7 @@ def exact(coupling: Coupling, sigma: Moves) -> bool:
             return False
     for value in coupling.constants:
         axes = [a for a in range(len(coupling.shapes.shape[value] or ())) if coupling.dims.of.get((value, a)) in sigma]
-        if axes and value.dtype in POINTERS:
+        if axes and value.dtype in POINTERS and any(u.node.op_type not in CODES for u in value.uses()):
             array = contents(value)
             if any(not np.array_equal(array, array.take(sigma[dims.of[value, a]], a)) for a in axes):
                 return False

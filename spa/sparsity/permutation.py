@@ -24,8 +24,8 @@ Index = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
 SWEEPS = 12
-ENOUGH = 1e-4  # of the score: a sweep that gains less is the last
-WORK = 4e9  # scores looked at per sweep; beyond, a channel is tried against a sample of the others
+ENOUGH = 3e-4  # of the score: a sweep that gains less is the last
+WORK = 1e9  # scores looked at per sweep; beyond, a channel is tried against a sample of the others
 
 
 @dataclass(eq=False)
@@ -41,6 +41,7 @@ class Term:
     threshold: float = 0.0  # for sums
     pool: tuple[int, int] = (0, 0)  # for sums: of so many features side by side (second) the first number stays
     _rest: list[Scores] = field(default_factory=list)
+    _value: Scores = field(init=False)
 
     def __post_init__(self) -> None:
         lacking = -len(self.scores) % self.width
@@ -52,10 +53,15 @@ class Term:
 
     def total(self) -> float:
         """The score that is kept."""
-        if self.keep:
-            ranked = -np.sort(-self.blocks, axis=1)
-            return float(ranked[:, : self.keep].sum(dtype=np.float64))
-        return float(self.worth(self.blocks.sum(1)).sum(dtype=np.float64))
+        return float(self.values(slice(None)).sum(dtype=np.float64))
+
+    def values(self, at: Any) -> Scores:
+        """What blocks are worth."""
+        held = self.blocks[at]
+        if self.keep < self.width and self.keep:
+            held = np.partition(held, self.width - self.keep, axis=1)[:, self.width - self.keep :]
+        found: Scores = held.sum((1, 2)) if self.keep else self.worth(held.sum(1))
+        return found
 
     def worth(self, summed: Scores) -> Scores:
         """[..., features] -> [...]"""
@@ -73,9 +79,9 @@ class Term:
         """What each block holds besides one position, for every position: of some blocks only, where given."""
         if not self._rest:
             self._rest = [np.empty_like(self.scores) for _ in range(2 if self.keep else 1)]
-            blocks = None
+            blocks, self._value = None, self.values(slice(None))
         at: Any = slice(None) if blocks is None else blocks
-        held = self.blocks[at]
+        held, self._value[at] = self.blocks[at], self.values(at)
         parts = [r.reshape(-1, self.width, r.shape[1]) for r in self._rest]
         if not self.keep:
             parts[0][at] = held.sum(1, keepdims=True) - held
@@ -100,7 +106,7 @@ class Term:
             return np.zeros(len(others))
         mine, theirs = self.scores[p], self.scores[q]
         gain = self.with_at(p, theirs) + self.with_at(q, mine)
-        gain = gain - self.with_at(p, mine) - self.with_at(q, theirs)
+        gain = gain - self._value[p // self.width] - self._value[q // self.width]
         return np.where((q < 0) | (q // self.width == p // self.width), 0, gain).astype(np.float64)
 
     def swap(self, a: int, b: int) -> None:
@@ -114,15 +120,13 @@ def search(terms: Sequence[Term], segments: Index, seed: int = 0) -> Index:
     """tau [places]: the channel that shall stand at each place. Channels move within their segment only."""
     if not terms:
         return np.arange(len(segments))
-    starts = [np.arange(len(segments))]
+    start, trial = np.arange(len(segments)), list(terms)
     if all(not t.keep for t in terms):
-        starts.append(grown(terms, segments))
-    found = []
-    for start in starts:
-        trial = [arranged(t, start) for t in terms]
-        tau = swapped(trial, segments, start, seed)
-        found.append((sum(t.total() for t in trial), tau))
-    return max(found, key=lambda f: f[0])[1]
+        blocks = grown(terms, segments)
+        other = [arranged(t, blocks) for t in terms]
+        if sum(t.total() for t in other) > sum(t.total() for t in trial):
+            start, trial = blocks, other
+    return swapped(trial, segments, start, seed)
 
 
 def arranged(term: Term, tau: Index) -> Term:
@@ -133,7 +137,7 @@ def arranged(term: Term, tau: Index) -> Term:
 
 
 def swapped(terms: Sequence[Term], segments: Index, start: Index, seed: int) -> Index:
-    """Swaps while they gain; `terms` stand arranged by `start`, and are left as arranged by the result."""
+    """Swaps while they gain; `terms` stand arranged by `start`, and are left as the result has them."""
     rng, tau = np.random.default_rng(seed), start.copy()
     features = sum(t.scores.shape[1] for t in terms)
     members = {s: np.flatnonzero(segments == s) for s in np.unique(segments)}
