@@ -308,9 +308,10 @@ def branch(out: Model, candidate: Candidate, down: Matrix, up: Matrix) -> None:
     for name in ("transB", "alpha"):
         if name in node.attributes:
             second.attributes[name] = node.attributes[name]
-    second.name, second.outputs[0].name = f"{node.name}/up", edit.unique_name(taken, f"{node.outputs[0].name}/up")
+    label = node.name or node.outputs[0].name
+    second.name, second.outputs[0].name = f"{label}/up", edit.unique_name(taken, f"{node.outputs[0].name}/up")
     y = node.outputs[0]
-    add = ir.Node("", "Add", [y, second.outputs[0]], name=f"{node.name}/corrected")
+    add = ir.Node("", "Add", [y, second.outputs[0]], name=f"{label}/corrected")
     new, name = add.outputs[0], y.name or ""
     new.type, new.shape = y.type, y.shape
     second.outputs[0].type, second.outputs[0].shape = y.type, y.shape
