@@ -223,7 +223,9 @@ def test_only_the_command_line_imports_the_command_line() -> None:
 # What it costs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["prune", "--help"], ["compile", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["prune", "--help"], ["compile", "--help"], ["check", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\n"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spa.checking.metrics import Layer, Measured
 
 SCHEMA = 1
+CONFLICT = ("<" * 7 + " ", ">" * 7 + " ")
 MEND = "bring back the committed one (git checkout -- {0}), or write it anew: spa check --update"
 
 
@@ -47,7 +48,7 @@ def load(path: Path) -> Baseline | None:
     mend = MEND.format(path)
     try:
         text = path.read_text("utf-8")
-        if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
+        if any(line.startswith(CONFLICT) for line in text.splitlines()):
             raise UsageError(
                 f"the baseline {path} holds the marks of a merge conflict",
                 hint="take either side (git checkout --theirs), then spa check --update",

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def amount(metric: str, value: float | None) -> str:
     """A number of a metric with its unit.
 
-    >>> amount("file_bytes", 1234567), amount("drift", 0.0123456)
-    ('1.23 MB', '0.01235')
+    >>> amount("params", 5000), amount("drift", 0.0123456)
+    ('5000', '0.01235')
     """
     if value is None:
         return "-"
