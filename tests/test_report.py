@@ -357,7 +357,7 @@ def test_small_layers_share_a_tile() -> None:
 
     rows = [row("large", 9000, 4500), row("a", 5, 1), row("b", 3, 3), row("none", 0, 0)]
     large, rest = tiles(rows, "bytes", {"Conv": 1}, 900, 100)
-    assert (large.name, large.kept, rest.name, rest.before, rest.after) == ("large", 0.5, "2 small layers", 8, 4)
+    assert (large.name, large.kept, rest.name, rest.before, rest.after) == ("large", 0.5, "2 others", 8, 4)
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), unique=True), st.lists(st.sampled_from("abcdefgh"), unique=True))

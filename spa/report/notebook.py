@@ -18,8 +18,10 @@ ROWS = 20  # of a table; the rest is counted
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "", left: int = 1) -> str:
     """HTML; the first `left` columns hold names."""
-    return environment().get_template("notebook.html").render(
-        title=title, head=head, rows=rows[:ROWS], more=len(rows) - ROWS, note=note, left=left
+    return (
+        environment()
+        .get_template("notebook.html")
+        .render(title=title, head=head, rows=rows[:ROWS], more=len(rows) - ROWS, note=note, left=left)
     )
 
 
@@ -75,6 +77,10 @@ def result(found: Result) -> str:
         if verified
         else "not verified"
     )
-    rows = [("parameters", si(left.params)), ("multiply-accumulates", si(left.macs)), ("constants", si(left.bytes, "B"))]
+    rows = [
+        ("parameters", si(left.params)),
+        ("multiply-accumulates", si(left.macs)),
+        ("constants", si(left.bytes, "B")),
+    ]
     head = table(found.model.name, ("left", ""), rows, note=proof)
     return head + (plan(found.plan) if found.plan is not None else "")

@@ -88,7 +88,7 @@ def tiles(
     large = sorted((w for w in weights if w[0] > REST * total), key=lambda w: -w[0])
     small = [w for w in weights if 0 < w[0] <= REST * total]
     if small:
-        large.append((sum(w[0] for w in small), sum(w[1] for w in small), f"{len(small)} small layers", ""))
+        large.append((sum(w[0] for w in small), sum(w[1] for w in small), f"{len(small)} others", ""))
     found = []
     for (was, now, name, op), (x, y, w, h) in zip(large, squarify([w[0] for w in large], width, height), strict=True):
         label = (
