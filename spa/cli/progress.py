@@ -19,17 +19,24 @@ def stages(quiet: bool) -> Iterator[Callable[[str], None]]:
 
     from spa import progress
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+        bar.add_task("starting", total=None)
 
-        def stage(text: str) -> None:
-            bar.reset(task, description=text, total=None)
+        def stage(text: str) -> None:  # a task that was reset would keep its total
+            bar.remove_task(bar.task_ids[0])
+            bar.add_task(text, total=None)
 
         def told(what: str, done: int, total: int) -> None:
             if bar.tasks[0].description != what:
                 stage(what)
-            bar.update(task, completed=done, total=total)
+            bar.update(bar.task_ids[0], completed=done, total=total)
 
         with progress.listening(told):
             yield stage
