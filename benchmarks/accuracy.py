@@ -202,7 +202,11 @@ class Network:
                     low = ratio
             if fits:
                 out, left, ratio = fits
-                found.append((self.score(out), left, f"{'global' if everywhere else 'uniform'}, ratio {ratio:.3f}"))
+                try:
+                    score = self.score(out)
+                except Exception as error:  # whatever the runtime or the metric makes of it
+                    raise RuntimeError(f"what it writes does not run: {error}") from error
+                found.append((score, left, f"{'global' if everywhere else 'uniform'}, ratio {ratio:.3f}"))
         if not found:
             raise RuntimeError("removes too little to meet the budget at any ratio")
         return max(found, key=lambda f: float(f[0]["value"]))

@@ -75,6 +75,17 @@ def torch_pruning(path: str, ratio: float, everywhere: bool, out: str) -> None:
     import torch
     import torch_pruning as tp  # type: ignore[import-not-found]
 
+    class Outputs(torch.nn.Module):  # type: ignore[misc]
+        """Several outputs as a tuple, which the exporter understands; a list would become one."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.inner(x)
+            return tuple(y) if isinstance(y, list) else y
+
     module = torch_network(path)
     graph = onnx.load(path).graph
     weights = {w.name for w in graph.initializer}
@@ -91,7 +102,9 @@ def torch_pruning(path: str, ratio: float, everywhere: bool, out: str) -> None:
         ignored_layers=heads(module),
     )
     pruner.step()
-    traced = torch.jit.trace(module, example)  # onnx2torch's own way to export does not work with current torch
+    traced = torch.jit.trace(
+        Outputs(module), example
+    )  # onnx2torch's own way to export does not work with current torch
     batch = {given.name: {0: "N"}} if not graph.input[0].type.tensor_type.shape.dim[0].dim_value else None
     options = {"dynamo": False, "input_names": [given.name], "opset_version": 17, "dynamic_axes": batch}
     torch.onnx.export(traced, (example,), out, **options)
