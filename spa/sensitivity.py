@@ -106,13 +106,7 @@ class Calibrated:
             found[group.id] = Curve(group.id, order.channels, counts, extended(errors.result(), counts))
             store(entries[group.id], found[group.id])
             progress.tell("measuring groups", len(found), len(self.groups))
-        return [self.doubted(found[g.id], g) for g in self.groups]
-
-    def doubted(self, curve: Curve, group: Group) -> Curve:
-        """Drawn inputs show less in late layers than real ones do, which look redundant then: with `doubt` every curve
-        rises with the share that goes, whatever was measured."""
-        shares = [n / group.size for n in curve.counts]
-        return replace(curve, errors=[e + self.doubt * r**1.5 for e, r in zip(curve.errors, shares, strict=True)])
+        return doubted([found[g.id] for g in self.groups], [g.size for g in self.groups], self.doubt)
 
     def tried(self, groups: list[Group]) -> Iterator[tuple[Group, Order, Future[list[float]]]]:
         """Groups with their orders, and the errors at their levels as they come."""
@@ -262,6 +256,19 @@ def array_of(value: ir.Value) -> npt.NDArray[Any]:
     tensor = tensor_of(value)
     assert tensor is not None
     return tensor.numpy()
+
+
+def doubted(curves: list[Curve], sizes: list[int], doubt: float) -> list[Curve]:
+    """Curves that are at least `doubt` times what the network's groups cost at the same share in the median: drawn inputs
+    show less in late layers than real ones do, and what never varies looks redundant."""
+    if not doubt or not curves:
+        return curves
+    shares = [np.array(c.counts) / size for c, size in zip(curves, sizes, strict=True)]
+    found = []
+    for curve, at in zip(curves, shares, strict=True):
+        typical = np.median([np.interp(at, s, c.errors) for s, c in zip(shares, curves, strict=True)], axis=0)
+        found.append(replace(curve, errors=np.maximum(curve.errors, doubt * typical).tolist()))
+    return found
 
 
 def extended(errors: list[float], counts: list[int]) -> list[float]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spa.model import Model
 
 DRAWN_DAMPING = 0.1  # of second moments on drawn inputs, which are only like the real ones
-DRAWN_DOUBT = 0.1  # see `Calibrated.doubted`; 0.4 does about as well
+DRAWN_DOUBT = 0.5  # of what is typical of the network's groups; see `spa.sensitivity.doubted`
 
 
 def from_weights(calib: Any) -> bool:

@@ -16,11 +16,11 @@ import spa
 from spa.calibration import Moments, Walk, load, measure, readers, split_batches
 from spa.errors import UsageError
 from spa.importance.obs import Task, damped, eliminate
-from spa.knapsack import knapsack
+from spa.knapsack import Curve, knapsack
 from spa.model import Model
 from spa.passes.compensate import corrections, ensure_biases, mend
 from spa.refine import refine
-from spa.sensitivity import Calibrated
+from spa.sensitivity import doubted
 
 
 def conv_net(rng: np.random.Generator, kernel: int, stride: int, pad: int, groups: int, dilation: int = 1) -> Model:
@@ -294,11 +294,13 @@ def test_drawn_inputs_leave_the_statistics_that_training_stored(models) -> None:
         assert np.isin(kept, before[name]).all() and len(kept) <= len(before[name])
 
 
-def test_curves_on_drawn_inputs_rise_with_what_goes(models) -> None:  # type: ignore[no-untyped-def]
-    model = spa.load(models / "digits.onnx")
-    feeds = load("synthetic", model)
-    coupling = spa.analyze(model)
-    plain, doubted = Calibrated(coupling, feeds), Calibrated(coupling, feeds, doubt=0.1)
-    for a, b, group in zip(plain.curves, doubted.curves, plain.groups, strict=True):
-        rise = np.array(b.errors) - np.array(a.errors)
-        np.testing.assert_allclose(rise, 0.1 * (np.array(a.counts) / group.size) ** 1.5, atol=1e-12)
+def test_doubted_curves_are_no_lower_than_what_is_typical() -> None:
+    """Three groups of other sizes: one that looks free, one typical, one dear."""
+    free = Curve("free", [], [0, 2, 4], [0.0, 0.0, 0.0])
+    typical = Curve("typical", [], [0, 4, 8], [0.0, 0.1, 0.4])
+    dear = Curve("dear", [], [0, 8, 16], [0.0, 0.5, 0.9])
+    curves = [free, typical, dear]
+    assert doubted(curves, [8, 16, 32], 0.0) == curves
+    found = doubted(curves, [8, 16, 32], 0.5)
+    np.testing.assert_allclose(found[0].errors, [0.0, 0.05, 0.2])
+    assert found[1:] == curves[1:]
