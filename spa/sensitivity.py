@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,9 +72,7 @@ class Calibrated:
         align: int = 1,
         spared: dict[int, npt.NDArray[np.bool_]] | None = None,
         damping: float = DAMPING,
-        doubt: float = 0.0,
     ) -> None:
-        self.doubt = doubt
         self.coupling, self.feeds, self.align, self.damping = coupling, feeds, align, damping
         self.means: dict[Reader, npt.NDArray[np.float64]] = {}  # of what it reads, per group and feature
         self.scores = magnitude(coupling)
@@ -106,7 +103,7 @@ class Calibrated:
             found[group.id] = Curve(group.id, order.channels, counts, extended(errors.result(), counts))
             store(entries[group.id], found[group.id])
             progress.tell("measuring groups", len(found), len(self.groups))
-        return doubted([found[g.id] for g in self.groups], [g.size for g in self.groups], self.doubt)
+        return [found[g.id] for g in self.groups]
 
     def tried(self, groups: list[Group]) -> Iterator[tuple[Group, Order, Future[list[float]]]]:
         """Groups with their orders, and the errors at their levels as they come."""
@@ -256,19 +253,6 @@ def array_of(value: ir.Value) -> npt.NDArray[Any]:
     tensor = tensor_of(value)
     assert tensor is not None
     return tensor.numpy()
-
-
-def doubted(curves: list[Curve], sizes: list[int], doubt: float) -> list[Curve]:
-    """Curves that are at least `doubt` times what the network's groups cost at the same share in the median: drawn inputs
-    show less in late layers than real ones do, and what never varies looks redundant."""
-    if not doubt or not curves:
-        return curves
-    shares = [np.array(c.counts) / size for c, size in zip(curves, sizes, strict=True)]
-    found = []
-    for curve, at in zip(curves, shares, strict=True):
-        typical = np.median([np.interp(at, s, c.errors) for s, c in zip(shares, curves, strict=True)], axis=0)
-        found.append(replace(curve, errors=np.maximum(curve.errors, doubt * typical).tolist()))
-    return found
 
 
 def extended(errors: list[float], counts: list[int]) -> list[float]:

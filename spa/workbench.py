@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from spa.model import Model
 
 DRAWN_DAMPING = 0.1  # of second moments on drawn inputs, which are only like the real ones
-DRAWN_DOUBT = 0.5  # of what is typical of the network's groups; see `spa.sensitivity.doubted`
 
 
 def from_weights(calib: Any) -> bool:
@@ -85,7 +84,7 @@ class CalibratedPlanner:
         self.target = analyze(workbench(model, feeds, fold), sizes=sizes, allow_approximate=approximate)
         spared = matcher(keep, coupling)
         whole = coupling.removal({g.id: np.ones(g.size, bool) for g in coupling.groups if spared(g)})
-        damping = {"damping": DRAWN_DAMPING, "doubt": DRAWN_DOUBT} if isinstance(feeds, Drawn) else {}
+        damping = {"damping": DRAWN_DAMPING} if isinstance(feeds, Drawn) else {}
         spared_there = transfer(coupling, whole, self.target)
         self.chooser = Calibrated(self.target, feeds, align=align, spared=spared_there, **damping)
 

@@ -16,11 +16,10 @@ import spa
 from spa.calibration import Moments, Walk, load, measure, readers, split_batches
 from spa.errors import UsageError
 from spa.importance.obs import Task, damped, eliminate
-from spa.knapsack import Curve, knapsack
+from spa.knapsack import knapsack
 from spa.model import Model
 from spa.passes.compensate import corrections, ensure_biases, mend
 from spa.refine import refine
-from spa.sensitivity import doubted
 
 
 def conv_net(rng: np.random.Generator, kernel: int, stride: int, pad: int, groups: int, dilation: int = 1) -> Model:
@@ -292,15 +291,3 @@ def test_drawn_inputs_leave_the_statistics_that_training_stored(models) -> None:
     assert result.facts["repairs"] and after.keys() == before.keys()
     for name, kept in after.items():
         assert np.isin(kept, before[name]).all() and len(kept) <= len(before[name])
-
-
-def test_doubted_curves_are_no_lower_than_what_is_typical() -> None:
-    """Three groups of other sizes: one that looks free, one typical, one dear."""
-    free = Curve("free", [], [0, 2, 4], [0.0, 0.0, 0.0])
-    typical = Curve("typical", [], [0, 4, 8], [0.0, 0.1, 0.4])
-    dear = Curve("dear", [], [0, 8, 16], [0.0, 0.5, 0.9])
-    curves = [free, typical, dear]
-    assert doubted(curves, [8, 16, 32], 0.0) == curves
-    found = doubted(curves, [8, 16, 32], 0.5)
-    np.testing.assert_allclose(found[0].errors, [0.0, 0.05, 0.2])
-    assert found[1:] == curves[1:]
