@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from itertools import islice
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -70,15 +70,21 @@ def follow() -> None:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Ctrl-C waits."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Ctrl-C waits: for this thread and, by its mask, for the processes it starts. The mask alone does not do, since any
+    other thread of this process may take the signal, and Python raises in the main one, wherever that is."""
+    if current_thread() is not main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    heard: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 _executor: ContextVar[tuple[Executor, int]] = ContextVar("executor", default=(Inline(), 1))

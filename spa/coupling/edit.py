@@ -104,7 +104,9 @@ class Edit:
     def whole(self, op: Op, i: int) -> Any:
         """The integer type of input i; where there is none, of the first operand beside it (Slice wants one for all)."""
         for value in (op.input(i), op.input(1)):
-            dtype = ir.DataType(self.coupling.shapes.dtype.get(value, 0)) if value is not None else ir.DataType.UNDEFINED
+            dtype = (
+                ir.DataType(self.coupling.shapes.dtype.get(value, 0)) if value is not None else ir.DataType.UNDEFINED
+            )
             if dtype in (ir.DataType.INT32, ir.DataType.INT64):
                 return dtype.numpy()
         return np.dtype(np.int64)
@@ -148,7 +150,12 @@ class Edit:
                     element = self.insert(
                         op.node,
                         kind,
-                        [element, self.constant(op.node, f"{op.out.name}_{i}_{kind}{k}", np.array([number], self.whole(op, i)))],
+                        [
+                            element,
+                            self.constant(
+                                op.node, f"{op.out.name}_{i}_{kind}{k}", np.array([number], self.whole(op, i))
+                            ),
+                        ],
                     )
             parts.append(element)
         self.connect(op, i, self.insert(op.node, "Concat", parts, axis=0))
