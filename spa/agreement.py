@@ -170,7 +170,12 @@ class Tally:
         for k in np.argsort(after - before, kind="stable")[:EXEMPLARS]:
             i, where = at[k], int(place[at[k]])
             found = Exemplar(
-                first + where // per, where % per, int(was[i]), int(now[i]), round(before[k], 6), round(after[k], 6)
+                first + where // per,
+                where % per,
+                int(was[i]),
+                int(now[i]),
+                round(float(before[k]), 6),
+                round(float(after[k]), 6),
             )
             entry = (float(before[k] - after[k]), -(first * per + where), found)  # of equal ones the first stays
             (heapq.heappush if len(self.worst) < EXEMPLARS else heapq.heappushpop)(self.worst, entry)

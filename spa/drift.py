@@ -148,7 +148,7 @@ def search(
             low, best = middle, (plan, seen[key])
         else:
             high = middle
-    return *best, trials
+    return best[0], best[1], trials
 
 
 def plan_by_drift(

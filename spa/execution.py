@@ -183,13 +183,14 @@ def connected(address: str) -> Iterator[tuple[Executor, int]]:
             "a cluster needs dask.distributed", hint="pip install 'spa-onnx[dask]', here and on the workers"
         ) from None
     answers(address)
-    connect: Any = distributed.Client
+    config: Any = dask  # neither says what it exports
+    cluster: Any = distributed
     try:
-        client = connect(address, timeout=PATIENCE, set_as_default=False)
+        client = cluster.Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise unanswered(error, address) from None
     # values at the start of a branch are megabytes, and nothing better could be sent
-    with client, dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+    with client, config.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError:
@@ -197,7 +198,7 @@ def connected(address: str) -> Iterator[tuple[Executor, int]]:
         same_versions(client, address)
         try:
             yield client.get_executor(pure=False), sum(client.ncores().values()) + 1
-        except (distributed.scheduler.KilledWorker, CancelledError) as error:
+        except (cluster.scheduler.KilledWorker, CancelledError) as error:
             raise SpaError(
                 "the cluster lost a task: too many workers died of it, or the scheduler is gone",
                 address,

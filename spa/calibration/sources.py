@@ -62,7 +62,8 @@ def load(
     if callable(source):
         source = source()
     if not isinstance(source, Mapping | np.ndarray):
-        source = stack(source, where)
+        parts: Any = source
+        source = stack(parts, where)
     names = input_names(model)
     if isinstance(source, np.ndarray):
         source = {names[0]: source} if len(names) == 1 else {}

@@ -73,6 +73,6 @@ def channel_statistics(batches: Sequence[Array]) -> tuple[Array, Array]:
     """Mean and variance [C] over all samples and positions of batches [N, C, ...]."""
     flat = [np.moveaxis(b, 1, 0).reshape(b.shape[1], -1) for b in batches]
     count = sum(b.shape[1] for b in flat)
-    mean = sum(b.sum(1, dtype=np.float64) for b in flat) / count
-    squares = sum(((b - mean[:, None]) ** 2).sum(1) for b in flat) / count
+    mean = np.sum([b.sum(1, dtype=np.float64) for b in flat], axis=0) / count
+    squares = np.sum([((b - mean[:, None]) ** 2).sum(1) for b in flat], axis=0) / count
     return mean, np.maximum(squares, 1e-8)  # a dead channel stays finite

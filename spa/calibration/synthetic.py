@@ -149,7 +149,8 @@ def input_gains(model: Model, feed: Feeds) -> dict[str, float]:
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in dict.fromkeys(heads.values()))
     session = open_session(proto)
     needed = {i.name for i in session.get_inputs()}
-    found = dict(zip(dict.fromkeys(heads.values()), session.run(None, {n: feed[n] for n in needed}), strict=True))
+    results: list[Array] = session.run(None, {n: feed[n] for n in needed})  # type: ignore[assignment,unused-ignore]
+    found = dict(zip(dict.fromkeys(heads.values()), results, strict=True))
     gains = {}
     for name, head in heads.items():
         y = np.moveaxis(found[head], 1, -1) if found[head].ndim > 3 else found[head]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -151,7 +151,8 @@ class Branch:
                 given = {**values, **self.free, **{n: a for n, a in weights.items() if n in self.free}}
                 if session is not None:
                     fed = {i.name: given[i.name] for i in session.get_inputs()}
-                    given.update(zip(self.computed, session.run(self.computed, fed), strict=True))
+                    results_here: Any = session.run(self.computed, fed)
+                    given.update(zip(self.computed, results_here, strict=True))
                 results.append([np.asarray(given[n]) for n in self.outputs])
             yield results
 

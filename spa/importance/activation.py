@@ -40,7 +40,7 @@ def by_step(order: Order, size: int) -> Score:
     """Per channel the error that its step of the elimination adds, rising along the order."""
     total = np.asarray(order.errors)
     ends = np.flatnonzero(np.append(np.diff(total) > 0, True))  # several channels may go in one step
-    steps = np.diff(np.interp(np.arange(-1, len(total)), [-1, *ends], [0.0, *total[ends]]))
+    steps = np.diff(np.interp(np.arange(-1, len(total)), np.array([-1, *ends]), np.array([0.0, *total[ends]])))
     score = np.empty(size)
     # rising along the order: a step may look cheaper than the one that made it possible
     score[order.channels] = np.maximum.accumulate(steps) * (1 + 1e-9 * np.arange(size))

@@ -73,4 +73,5 @@ def find(name: str) -> Criterion:
         return found
     if not callable(found):
         raise UsageError(f"the criterion '{name}' is neither a function nor a Criterion", where[name])
-    return Criterion(found)
+    score: Any = found
+    return Criterion(score)

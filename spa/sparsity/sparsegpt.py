@@ -60,7 +60,7 @@ def sweep(
         for j in range(end - start):
             if j % step == 0:
                 part = slice(j, min(j + step, end - start))
-                scores = (chunk[:, part] / np.diag(u)[part]) ** 2
+                scores: Matrix = ((chunk[:, part] / np.diag(u)[part]) ** 2).astype(np.float64)
                 saliency[:, start:end][:, part] = scores
                 mask[:, start:end][:, part] = _decide(scores, pattern, taps)
             errors[:, j] = np.where(mask[:, start + j], 0, chunk[:, j]) / u[j, j]

@@ -34,7 +34,7 @@ class Bsr(Format):
         (rows, columns), (r, c) = weight.shape, block
         padded = np.pad(weight.kept, ((0, -rows % r), (0, -columns % c)))
         alive = padded.reshape(padded.shape[0] // r, r, padded.shape[1] // c, c).any((1, 3))
-        index = np.nonzero(alive)[1].astype(index_type(max(1, alive.shape[1])))
+        index = np.argwhere(alive)[:, 1].astype(index_type(max(1, np.size(alive, 1))))
         empty = cls(weight.shape, np.empty(0), weight.grid, pointers(alive.sum(1)), index, block)
         return cls(weight.shape, gather(weight, *empty.slots()), weight.grid, empty.block_ptr, index, block)
 
