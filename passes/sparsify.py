@@ -91,7 +91,7 @@ def sparsify(
     chosen, spared = select(coupling, layers_of(coupling), default, rules)
     ours = {layer: p for layer, p in chosen.items() if p == default}
     how = distribution if calib or distribution != "curves" else "lamp"
-    chosen |= distribute(coupling, ours, how, calib, criterion=criterion, tick=tick)
+    chosen |= distribute(coupling, ours, how, calib, criterion=criterion)
     new, done = thin(coupling, chosen, calib, criterion=criterion if calib else "magnitude", mend=refit, tick=tick)
     out = without_idle_biases(write_back(out, new))
     require_patterns(out, chosen)

@@ -8,11 +8,9 @@ the network with their weights replaced.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from concurrent.futures import Future
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +18,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spa import allocate, cache, execution, progress
-from spa.calibration import HELD, MAX_FEATURES, Moments, Reader, Walk, measure, readers
+from spa.calibration import MAX_FEATURES, Moments, Reader, Walk, measure, readers
 from spa.calibration import cache as statistics
-from spa.calibration.walk import Branch
 from spa.cost import Budget
 from spa.drift import drift
 from spa.errors import CheckFailed
@@ -34,17 +31,14 @@ from spa.knapsack import Curve, choose, masks
 from spa.passes.compensate import compensate, masked_weights, unreadable
 from spa.refine import Levels, refine
 from spa.shapes import tensor_of
+from spa.trials import Trial, Weights, sources
 
 if TYPE_CHECKING:
     from spa.allocate import Chosen
     from spa.coupling import Coupling, Group
     from spa.inputs import Feeds
 
-Weights = dict[str, npt.NDArray[Any]]
-
 LEVELS = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85)
-HOPELESS = 0.5  # squared relative output error beyond which a curve is extrapolated
-TRIAL_MACS = 2e10  # about as much work per point of a curve: large networks are judged on fewer of the held-back inputs
 
 
 def moments_of(coupling: Coupling, feeds: list[Feeds]) -> dict[Reader, Moments]:
@@ -229,13 +223,6 @@ class Calibrated:
         return next(Walk(self.coupling.model, self.held).branch(()).run([{}]))
 
 
-@lru_cache
-def sources() -> str:
-    """A digest of the code that shapes a curve."""
-    here = Path(__file__).parent
-    return cache.versions((), [here, here / "passes"])
-
-
 def stored(entry: str, group: Group) -> Curve | None:
     """A curve measured before."""
     arrays = statistics.get(entry)
@@ -267,29 +254,3 @@ def _aligned(removed: int, size: int, step: int, most: int) -> int:
     """The closest number of channels to remove that leaves a multiple of `step`."""
     kept = max(step, round((size - removed) / step) * step)
     return min(size - kept, most) if removed else 0
-
-
-class Trial:
-    """The dense network on held-back inputs, and how far others are from it."""
-
-    def __init__(self, coupling: Coupling, feeds: list[Feeds]) -> None:
-        held = feeds[HELD - 1 :: HELD] or feeds[-1:]
-        work = Budget(coupling).of("macs", {}) * max((len(a) for a in held[0].values() if a.ndim), default=1)
-        self.walk = Walk(coupling.model, held[: max(1, math.ceil(TRIAL_MACS / max(1.0, work)))])
-        self.dense = next(self.walk.branch(()).run([{}]))
-
-    def submit(self, trials: list[Weights]) -> Future[list[float]]:
-        """The error of each trial, as far as there is hope. Trials come in the order in which the network reads them."""
-        names = {n for t in trials for n in t}
-        self.walk.advance_to(names)
-        return execution.executor().submit(errors, self.walk.branch(sorted(names)), trials, self.dense)
-
-
-def errors(branch: Branch, trials: list[Weights], dense: list[list[Any]]) -> list[float]:
-    """Squared relative output errors, of one trial after the other until one is hopeless."""
-    found: list[float] = []
-    for outputs in branch.run(trials):
-        found.append(drift(dense, outputs) ** 2)
-        if found[-1] > HOPELESS:
-            break
-    return found

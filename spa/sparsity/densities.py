@@ -11,22 +11,24 @@ Curves and what they cost are plain lists (`Curve`), so that they can stand in o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spa.calibration import HELD, Walk
-from spa.cost import Budget
+from spa import cache, execution, progress
+from spa.calibration import Walk
+from spa.calibration import cache as statistics
 from spa.coupling import Coupling
-from spa.drift import drift
+from spa.execution import Inline, ahead
 from spa.sparsity import fitting, masks
 from spa.sparsity.layers import Layer
 from spa.sparsity.patterns import Pattern
-from spa.sparsity.thinning import Tick, array_of, bias_of, gather, silent
+from spa.sparsity.thinning import array_of, bias_of, gather
+from spa.trials import Trial, Weights, sources
 
 if TYPE_CHECKING:
     from spa.inputs import Feeds
@@ -36,7 +38,6 @@ MINIMUM = 0.2  # of the average density stays in every layer
 STEPS = (-2.0, -1.0, 0.0, 1.0)  # measured densities, in log odds from the average one
 FINE = 8  # levels per step between them, by interpolation
 DAMPING = 1e-2
-TRIAL_MACS = 2e10  # about as much work per point of a curve
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,14 @@ def distribute(
     feeds: list[Feeds] | None,
     *,
     criterion: str = "auto",
-    tick: Tick = silent,
 ) -> dict[Layer, Pattern]:
     """Patterns with a density of their own. All of `chosen` ask for the same; N:M stays as it is."""
     if not chosen or how == "uniform" or not next(iter(chosen.values())).adjustable:
         return dict(chosen)
     density = next(iter(chosen.values())).density
     if how == "curves" or (how == "auto" and feeds):
-        found = curves(coupling, chosen, feeds or [], criterion=criterion, tick=tick)
-        share = spend(found, density * sum(layer.size for layer in chosen))
+        found = curves(coupling, {layer: [p] for layer, p in chosen.items()}, feeds or [], criterion=criterion)
+        share = spend(list(found.values()), density * sum(layer.size for layer in chosen))
     else:
         share = by_score(chosen, density, masks.magnitude if how == "global" else masks.lamp)
     return {layer: pattern.at(d) for (layer, pattern), d in zip(chosen.items(), share, strict=True)}
@@ -99,57 +99,78 @@ def odds(density: float) -> float:
 
 def curves(
     coupling: Coupling,
-    chosen: Mapping[Layer, Pattern],
+    chosen: Mapping[Layer, Sequence[Pattern]],
     feeds: list[Feeds],
     *,
     criterion: str = "auto",
-    tick: Tick = silent,
-) -> list[Curve]:
-    """Error curves of all layers, measured from dense to thin, in one walk through the dense network."""
-    walk, behind = Walk(coupling.model, feeds), Walk(coupling.model, judges(coupling, feeds))
-    dense = next(behind.branch(()).run([{}]))
-    found = []
-    for number, (layer, pattern) in enumerate(chosen.items()):
-        base = odds(min(max(pattern.density, 1e-3), 1 - 1e-3))
-        levels = [float(1 / (1 + np.exp(-base - s))) for s in sorted(STEPS, reverse=True)]
+) -> dict[tuple[Layer, Pattern], Curve]:
+    """Error curves of all layers in each of their patterns, measured from dense to thin, in one walk through the dense
+    network; how a pattern's share is set does not matter, only what of it can be. What was measured is kept by content."""
+    base = statistics.key(coupling.model, feeds, {"steps": STEPS, "criterion": criterion, "by": sources()})
+    pairs = [(layer, pattern) for layer, patterns in chosen.items() for pattern in patterns]
+    entries = {pair: cache.key(base, pair[0].name, str(pair[1])) for pair in pairs}
+    known = {pair: kept["errors"].tolist() for pair in pairs if (kept := statistics.get(entries[pair])) is not None}
+    left = {layer: [p for p in patterns if (layer, p) not in known] for layer, patterns in chosen.items()}
+    progress.tell("measuring layers", len(known), len(pairs))
+    for layer, pattern, errors in ahead(tried(coupling, {k: v for k, v in left.items() if v}, feeds, criterion)):
+        known[layer, pattern] = errors.result()
+        statistics.put(entries[layer, pattern], {"errors": np.array(known[layer, pattern])})
+        progress.tell("measuring layers", len(known), len(pairs))
+    return {pair: fine(pair[0], levels(pair[1]), known[pair]) for pair in pairs}
+
+
+def levels(pattern: Pattern) -> list[float]:
+    """The densities at which a pattern is measured, falling."""
+    if not pattern.adjustable:
+        return [pattern.density]
+    base = odds(min(max(pattern.density, 1e-3), 1 - 1e-3))
+    return [float(1 / (1 + np.exp(-base - s))) for s in sorted(STEPS, reverse=True)]
+
+
+def tried(
+    coupling: Coupling, chosen: Mapping[Layer, Sequence[Pattern]], feeds: list[Feeds], criterion: str
+) -> Iterator[tuple[Layer, Pattern, Future[list[float]]]]:
+    """Layers in their patterns, and the errors at `levels` as they come."""
+    if not chosen:
+        return
+    walk, trial = Walk(coupling.model, feeds), Trial(coupling, feeds)
+    for layer, patterns in chosen.items():
         w, inputs = matrices(layer), gather(layer, walk, walk)
-        name, bias, old = layer.weight.name or "", bias_of(layer), array_of(layer.weight)
-        trials = []
-        for density in levels:
-            new, shift = fitting.thinned(w, inputs, pattern.at(density), layer.view.taps, criterion, DAMPING)
-            weights = {name: layer.view.tensor(new, old)}
-            if bias is not None and shift is not None:
-                b = array_of(bias)
-                weights[bias.name or ""] = (b + shift.reshape(b.shape)).astype(b.dtype)
-            trials.append(weights)
-        errors = [1.0 - d for d in levels]
-        if name in behind.constants:
-            behind.advance_to({name})
-            runs = behind.branch(sorted({n for t in trials for n in t})).run(trials)
-            errors = [drift(dense, outputs) ** 2 for outputs in runs]
-        found.append(fine(layer, [1.0, *levels], [0.0, *np.maximum.accumulate(errors).tolist()]))
-        tick(number + 1, len(chosen))
-    return found
+        for pattern in patterns:
+            if (layer.weight.name or "") not in trial.walk.constants:  # no one place in the network: by what goes
+                yield layer, pattern, Inline().submit(lambda ds: [1.0 - d for d in ds], levels(pattern))
+                continue
+            with execution.blas(layer.cols):
+                weights = [trial_weights(layer, w, inputs, pattern.at(d), criterion) for d in levels(pattern)]
+            yield layer, pattern, trial.submit(weights)
 
 
-def judges(coupling: Coupling, feeds: list[Feeds]) -> list[Feeds]:
-    """Held-back inputs, of large networks fewer."""
-    held = feeds[HELD - 1 :: HELD] or feeds[-1:]
-    work = Budget(coupling).of("macs", {}) * max((len(a) for a in held[0].values() if a.ndim), default=1)
-    return held[: max(1, math.ceil(TRIAL_MACS / max(1.0, work)))]
+def trial_weights(
+    layer: Layer, w: npt.NDArray[np.float64], inputs: fitting.Inputs | None, pattern: Pattern, criterion: str
+) -> Weights:
+    """The constants that differ when the layer alone is thin."""
+    new, shift = fitting.thinned(w, inputs, pattern, layer.view.taps, criterion, DAMPING)
+    weights: Weights = {layer.weight.name or "": layer.view.tensor(new, array_of(layer.weight))}
+    bias = bias_of(layer)
+    if bias is not None and shift is not None:
+        b = array_of(bias)
+        weights[bias.name or ""] = (b + shift.reshape(b.shape)).astype(b.dtype)
+    return weights
 
 
-def fine(layer: Layer, densities: list[float], errors: list[float]) -> Curve:
-    """More levels between the measured ones: the logarithm of the error is all but linear in the log odds."""
-    at = np.array([odds(d) for d in densities[1:]][::-1])
-    log = np.log(np.maximum(np.array(errors[1:])[::-1], 1e-12))
-    steps = np.linspace(at[0], at[-1] + 3, FINE * (len(at) + 3))
-    slope = max(0.5, (log[0] - log[-1]) / (at[-1] - at[0]))
-    guess = np.where(steps <= at[-1], np.interp(steps, at, log), log[-1] - slope * (steps - at[-1]))
-    levels = 1 / (1 + np.exp(-steps))
-    order = np.argsort(-levels)
-    shares = [1.0, *levels[order].tolist()]
-    return Curve(layer.name, shares, [d * layer.size for d in shares], [0.0, *np.exp(guess[order]).tolist()])
+def fine(layer: Layer, measured: Sequence[float], errors: Sequence[float]) -> Curve:
+    """More levels between the measured densities: the logarithm of the error is all but linear in the log odds. Beyond
+    what was measured (a trial without hope ends a curve) it goes on as it did."""
+    at = np.array([odds(d) for d in measured])[::-1]
+    log = np.log(np.maximum(np.maximum.accumulate(errors), 1e-12))[::-1]
+    known = at[len(at) - len(log) :]
+    slope = max(0.5, (log[0] - log[-1]) / (known[-1] - known[0])) if len(log) > 1 else 1.0
+    steps = np.linspace(at[0], at[-1] + 3, FINE * (len(at) + 3)) if len(at) > 1 else at
+    guess = np.interp(steps, known, log) - slope * (np.maximum(steps - known[-1], 0) + np.minimum(steps - known[0], 0))
+    shares = 1 / (1 + np.exp(-steps))
+    order = np.argsort(-shares)
+    densities = [1.0, *shares[order].tolist()]
+    return Curve(layer.name, densities, [d * layer.size for d in densities], [0.0, *np.exp(guess[order]).tolist()])
 
 
 def spend(found: Sequence[Curve], room: float) -> list[float]:
