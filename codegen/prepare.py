@@ -33,6 +33,7 @@ REFUSED = {
     "Loop": "control flow that depends on values",
     "Scan": "control flow that depends on values",
 }
+FOLDS = 3  # passes of onnxruntime's folding, at most
 MIN_OPSET = 13  # below, the importer reads attributes that have become inputs wrongly or not at all
 
 
@@ -224,7 +225,21 @@ def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold constants and BatchNormalization; on failure the model goes on as it is."""
+    """Fold constants and BatchNormalization; on failure the model goes on as it is. Shapes that onnxruntime learns
+    while it folds make constants of nodes that it has passed already: hence again, as long as there is something."""
+    for _ in range(FOLDS):
+        folded = _fold_once(model)
+        if folded is model:
+            break
+        model = folded
+        constants = {t.name for t in model.graph.initializer}
+        if not any(n.input and all(not name or name in constants for name in n.input) for n in model.graph.node):
+            break
+    return _infer(model)
+
+
+def _fold_once(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model if it cannot be folded."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -238,13 +253,11 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
             ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
             folded = onnx.load(path)
         except Exception:  # a model onnxruntime cannot load may still compile; the importer will judge
-            folded = model
+            return model
     if any(n.domain not in ("", "ai.onnx") and n.op_type not in CONTRIB for n in folded.graph.node):
-        folded = model
-    names = {v.name for v in folded.graph.input}
-    if names != {v.name for v in model.graph.input}:
-        folded = model
-    return _infer(folded)
+        return model
+    same = {v.name for v in folded.graph.input} == {v.name for v in model.graph.input}
+    return folded if same else model
 
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:

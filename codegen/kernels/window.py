@@ -127,11 +127,16 @@ UNROLLED = 9  # taps that the innermost loop of a kernel spells out
 
 
 def taps_of(w: Window, planes: Planes, unrolled: int = UNROLLED) -> tuple[Taps, ...]:
-    """All taps at once where they are few, else a loop per phase of rows."""
+    """All taps at once where they are few, one loop where each is one step behind the one before it (windows that do
+    not overlap: each tap is a phase of its own), else a loop per phase of rows."""
     kh, kw = w.kernel
+    order = tuple((r, s) for r in range(kh) for s in range(kw))
+    offsets = tuple(tap_offset(w, planes, r, s) for r, s in order)
     if kh * kw <= unrolled:
-        order = tuple((r, s) for r in range(kh) for s in range(kw))
-        return (Taps(1, 0, tuple(tap_offset(w, planes, r, s) for r, s in order), order),)
+        return (Taps(1, 0, offsets, order),)
+    step = offsets[1] - offsets[0]
+    if offsets == tuple(offsets[0] + i * step for i in range(len(offsets))):
+        return (Taps(len(offsets), step, (offsets[0],), order),)
     stride = w.strides[0] // math.gcd(w.strides[0], w.dilations[0])  # rows of taps that share a phase
     groups = []
     for first in range(min(stride, kh)):
@@ -150,12 +155,13 @@ def stage(w: Window, planes: Planes, x: Any, at: Any, s: Any, channels: int, lan
 
 def borders(w: Window, planes: Planes, s: Any, channels: int, lanes: int) -> None:
     """Zeros where the padding is."""
-    for index, (rows, columns) in enumerate(_inner(w, planes)):
+    for run in _runs(w, planes):
+        rows, columns = run.rows, run.columns
         above, below = rows[0] * planes.pitch, (planes.rows - rows[1]) * planes.pitch
         if not (above or below or columns[0] or columns[1] < planes.pitch):
             continue
-        with loop(channels) as c:
-            plane = c * planes.channel + index * planes.rows * planes.pitch
+        with loop(channels) as c, loop(run.counts[0]) as p, loop(run.counts[1]) as q:
+            plane = c * planes.channel + (run.index + p * run.step + q) * (planes.rows * planes.pitch)
             _zero(s, plane, above, lanes)
             if columns != (0, planes.pitch):
                 with loop(rows[1] - rows[0]) as i:
@@ -167,25 +173,63 @@ def borders(w: Window, planes: Planes, s: Any, channels: int, lanes: int) -> Non
 
 def interior(w: Window, planes: Planes, x: Any, at: Any, s: Any, channels: int, lanes: int) -> None:
     """What the picture has, into its phases."""
-    for index, (rows, columns) in enumerate(_inner(w, planes)):
-        p, q = planes.phases[index]
-        with loop(channels) as c, loop(rows[1] - rows[0]) as i:
-            source = at + c * (w.size[0] * w.size[1])
-            source += ((i + rows[0]) * w.strides[0] + p - w.pads[0]) * w.size[1]
-            source += columns[0] * w.strides[1] + q - w.pads[1]
-            to = c * planes.channel + (index * planes.rows + i + rows[0]) * planes.pitch + columns[0]
+    for run in _runs(w, planes):
+        rows, columns = run.rows, run.columns
+        picture = w.size[0] * w.size[1]
+        with loop(channels) as c, loop(run.counts[0]) as p, loop(run.counts[1]) as q, loop(rows[1] - rows[0]) as i:
+            source = at + c * picture + ((i + rows[0]) * w.strides[0] + run.first[0] + p - w.pads[0]) * w.size[1]
+            source += columns[0] * w.strides[1] + run.first[1] + q - w.pads[1]
+            plane = (run.index + p * run.step + q) * planes.rows
+            to = c * planes.channel + (plane + i + rows[0]) * planes.pitch + columns[0]
             _copy(s, to, x, source, columns[1] - columns[0], w.strides[1], lanes)
 
 
-def _inner(w: Window, planes: Planes) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Of each phase: the rows and the columns, as ranges, that are in the picture."""
-    return [
-        (
+@dataclass(frozen=True)
+class _Run:
+    """Phases (first[0] + i, first[1] + j), i and j below `counts`, in plane `index` + i * `step` + j, of which the same
+    `rows` and `columns` lie in the picture."""
+
+    first: tuple[int, int]
+    counts: tuple[int, int]
+    index: int
+    step: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
+FEW_PHASES = 4  # strides of two: each for itself
+
+
+def _runs(w: Window, planes: Planes) -> list[_Run]:
+    """The phases; neighbours are taken together where there are many, so that a stride of 16 is no 256 copies of code."""
+    inner = {
+        (p, q): (
             _inside(planes.rows, p - w.pads[0], w.strides[0], w.size[0]),
             _inside(planes.pitch, q - w.pads[1], w.strides[1], w.size[1]),
         )
         for p, q in planes.phases
+    }
+    ps, qs = sorted({p for p, _ in inner}), sorted({q for _, q in inner})
+    if len(inner) <= FEW_PHASES or len(inner) < len(ps) * len(qs):
+        return [_Run(phase, (1, 1), i, 0, *inner[phase]) for i, phase in enumerate(planes.phases)]
+    rows, columns = [inner[p, qs[0]][0] for p in ps], [inner[ps[0], q][1] for q in qs]
+    return [
+        _Run((ps[i], qs[j]), (m, n), i * len(qs) + j, len(qs), rows[i], columns[j])
+        for i, m in _neighbours(ps, rows)
+        for j, n in _neighbours(qs, columns)
     ]
+
+
+def _neighbours(values: list[int], ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(position, count) of values that follow each other and share a range."""
+    found: list[tuple[int, int]] = []
+    for i, value in enumerate(values):
+        begin, count = found[-1] if found else (0, 0)
+        if count and value == values[i - 1] + 1 and ranges[i] == ranges[begin]:
+            found[-1] = (begin, count + 1)
+        else:
+            found.append((i, 1))
+    return found
 
 
 def _inside(count: int, first: int, stride: int, size: int) -> tuple[int, int]:
