@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -202,6 +202,7 @@ class Budget:
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
         terms: dict[str, list[tuple[float, list[Slot]]]] = {"macs": [], "params": [], "bytes": []}
+        self.owners: dict[str, Owners] = {kind: [] for kind in terms}  # the weight of each term
         self.shaped = [
             op
             for op in coupling.ops
@@ -210,33 +211,40 @@ class Budget:
             )
         ]
         for op in self.shaped:
-            terms["macs"] += [(1, product) for product in mac_terms(op)]
+            for product in mac_terms(op):
+                terms["macs"].append((1, product))
+                self.owners["macs"].append(owner(op, product))
         for value in coupling.constants:
             tensor, shape = tensor_of(value), coupling.shapes.shape.get(value) or ()
             if tensor is not None:
                 slots: list[Slot] = [(value, a) for a in range(len(shape))]
                 terms["bytes"].append((tensor.dtype.bitwidth / 8, slots))
+                self.owners["bytes"].append(value)
                 if is_parameter(tensor):
                     terms["params"].append((1, slots))
+                    self.owners["params"].append(value)
         self.terms = {kind: Products(coupling, listed) for kind, listed in terms.items()}
-        self.tables: dict[CostTable, list[tuple[Row, Products, npt.NDArray[np.int64]]]] = {}
+        self.tables: dict[CostTable, list[tuple[Row, Products, npt.NDArray[np.int64], Owners]]] = {}
 
-    def of(self, kind: str | CostTable, gone: dict[int, Mask]) -> float:
-        """Total of `kind` (macs, params, bytes, or what a target's table says) with the indices in `gone` removed."""
+    def of(self, kind: str | CostTable, gone: dict[int, Mask], shares: Mapping[ir.Value, float] | None = None) -> float:
+        """Total of `kind` (macs, params, bytes, or what a target's table says) with the indices in `gone` removed, and
+        of the layers of the weights in `shares` only that share counted."""
         sizes: npt.NDArray[np.float64] = np.array([*self.coupling.dims.size, 1], np.float64)
         for dim, mask in gone.items():
             sizes[dim] -= mask.sum()
         if isinstance(kind, str):
-            return float(self.terms[kind].at(sizes).sum())
+            return float((self.terms[kind].at(sizes) * weighting(self.owners[kind], shares)).sum())
         if kind not in self.tables:
             self.tables[kind] = self.rows(kind)
         total = 0.0
-        for row, products, layer in self.tables[kind]:
-            total += float(row.of(np.bincount(layer, products.at(sizes)).astype(np.float64)).sum())
+        for row, products, layer, owners in self.tables[kind]:
+            cost = row.of(np.bincount(layer, products.at(sizes)).astype(np.float64))
+            total += float((cost * weighting(owners, shares)).sum())
         return total
 
-    def rows(self, table: CostTable) -> list[tuple[Row, Products, npt.NDArray[np.int64]]]:
-        """Per row of the table: the products that say how much each of its layers does, and which layer's they are."""
+    def rows(self, table: CostTable) -> list[tuple[Row, Products, npt.NDArray[np.int64], Owners]]:
+        """Per row of the table: the products that say how much each of its layers does, which layer's they are, and the
+        weights of the layers."""
         terms: dict[Row, list[tuple[int, list[Slot]]]] = {}
         for number, op in enumerate(self.shaped):
             if not any(v is not None and v not in self.coupling.shapes.known for v in op.outputs):
@@ -253,9 +261,25 @@ class Budget:
             products = Products(
                 self.coupling, [(float(nothing not in p), [s for s in p if s != nothing]) for _, p in listed]
             )
-            _, layer = np.unique([n for n, _ in listed], return_inverse=True)
-            found.append((row, products, layer))
+            numbers, layer = np.unique([n for n, _ in listed], return_inverse=True)
+            owners = [owner(self.shaped[n], []) for n in numbers]
+            found.append((row, products, layer, owners))
         return found
+
+
+Owners = list[ir.Value | None]
+
+
+def owner(op: Op, product: Sequence[Slot]) -> ir.Value | None:
+    """The constant that a contraction multiplies with: that of the product's axes, or else the first matrix of the op."""
+    matrices = [v for v in op.inputs if tensor_of(v) is not None and len(op.shape(v)) > 1]
+    own = [v for v, _ in product if isinstance(v, ir.Value) and v in matrices]
+    return next(iter([*own, *matrices]), None)
+
+
+def weighting(owners: Owners, shares: Mapping[ir.Value, float] | None) -> npt.NDArray[np.float64] | float:
+    """Per term the share that counts."""
+    return np.array([shares.get(v, 1.0) if v is not None else 1.0 for v in owners]) if shares else 1.0
 
 
 def depthwise(op: Op) -> bool:

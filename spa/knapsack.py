@@ -1,7 +1,7 @@
-"""The knapsack: which level of removal per group costs the least error within a budget.
+"""The knapsack: which level of removal per group, and which pattern per layer, cost the least error within a budget.
 
-Errors of groups add up to first order, costs do not (a layer shrinks with its inputs times its outputs), so the
-multiple-choice knapsack is solved on costs linearised at the last solution until it stands.
+Errors of groups and layers add up to first order, costs do not (a layer shrinks with its inputs times its outputs times
+its density), so the multiple-choice knapsack is solved on costs linearised at the last solution until it stands.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_array
 
@@ -22,6 +23,7 @@ from spa.cost import Budget
 if TYPE_CHECKING:
     from spa.allocate import Chosen
     from spa.coupling import Coupling
+    from spa.coupling.analysis import Mask
 
 ROUNDS = 12  # of linearisation
 SECONDS = 10.0  # per knapsack; HiGHS stops with the best it has
@@ -37,6 +39,16 @@ class Curve:
     errors: list[float]
 
 
+@dataclass(frozen=True)
+class Options:
+    """What may become of a layer's weight: by option, the share of its cost that is left, and the error; the first is
+    the dense layer."""
+
+    weight: ir.Value
+    shares: list[float]
+    errors: list[float]
+
+
 def masks(coupling: Coupling, found: Sequence[Curve], levels: Sequence[int]) -> Chosen:
     """The channels that go at these levels."""
     size = {g.id: g.size for g in coupling.groups}
@@ -48,29 +60,55 @@ def masks(coupling: Coupling, found: Sequence[Curve], levels: Sequence[int]) -> 
     return chosen
 
 
-def choose(coupling: Coupling, found: Sequence[Curve], kind: str, limit: float) -> list[int] | None:
-    """The level per curve with the least total error whose cost is at most `limit`; None where none is cheap enough."""
-    budget = Budget(coupling)
+class Costs:
+    """What choices of one level per group and one option per layer cost, in all."""
 
-    def cost(levels: Sequence[int]) -> float:
-        return budget.of(kind, coupling.removal(masks(coupling, found, levels)))
+    def __init__(self, coupling: Coupling, groups: Sequence[Curve], layers: Sequence[Options], kind: Any) -> None:
+        self.coupling, self.groups, self.layers, self.kind = coupling, groups, layers, kind
+        self.budget = Budget(coupling)
+        self.errors = [*(c.errors for c in groups), *(o.errors for o in layers)]
+        self.most = [len(e) - 1 for e in self.errors]
 
-    most = [len(c.counts) - 1 for c in found]
-    if cost(most) > limit:
+    def gone(self, levels: Sequence[int]) -> dict[int, Mask]:
+        return self.coupling.removal(masks(self.coupling, self.groups, levels[: len(self.groups)]))
+
+    def shares(self, levels: Sequence[int]) -> dict[ir.Value, float]:
+        chosen = levels[len(self.groups) :]
+        return {o.weight: o.shares[n] for o, n in zip(self.layers, chosen, strict=True) if n}
+
+    def of(self, levels: Sequence[int]) -> float:
+        return self.budget.of(self.kind, self.gone(levels), self.shares(levels))
+
+    def moves(self, levels: Sequence[int]) -> list[list[float]]:
+        """Per group and layer: what each of its levels would add, all others left where they are."""
+        base, gone, shares = self.of(levels), self.gone(levels), self.shares(levels)
+        found = []
+        for i, curve in enumerate(self.groups):
+            trials = ([*levels[:i], n, *levels[i + 1 : len(self.groups)]] for n in range(len(curve.errors)))
+            found.append([self.budget.of(self.kind, self.gone(t), shares) - base for t in trials])
+        for options in self.layers:
+            trial = [shares | {options.weight: share} for share in options.shares]
+            found.append([self.budget.of(self.kind, gone, s) - base for s in trial])
+        return found
+
+
+def choose(
+    coupling: Coupling, groups: Sequence[Curve], kind: Any, limit: float, layers: Sequence[Options] = ()
+) -> list[int] | None:
+    """The level per group and then the option per layer with the least total error whose cost is at most `limit`; None
+    where none is cheap enough."""
+    costs = Costs(coupling, groups, layers, kind)
+    most = costs.most
+    if costs.of(most) > limit:
         return None
     current, best, best_error, room = most, most, np.inf, limit
     for _ in range(ROUNDS):
-        base = cost(current)
-        table = [
-            [cost([*current[:i], level, *current[i + 1 :]]) - base for level in range(len(c.counts))]
-            for i, c in enumerate(found)
-        ]
-        levels = knapsack([c.errors for c in found], table, room - base)
+        levels = knapsack(costs.errors, costs.moves(current), room - costs.of(current))
         if levels is None:
             room = limit
             levels = [min(m, n + 1) for m, n in zip(most, current, strict=True)]
-        actual = cost(levels)
-        error = sum(c.errors[n] for c, n in zip(found, levels, strict=True))
+        actual = costs.of(levels)
+        error = sum(e[n] for e, n in zip(costs.errors, levels, strict=True))
         if actual <= limit and error < best_error:
             best, best_error = levels, error
         if levels == current and actual <= limit:

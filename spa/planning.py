@@ -216,6 +216,9 @@ def plan(
     refine: int = 0,
     gradients: Any = None,
     seed: int = 0,
+    sparsity: str | None = None,
+    targets: Sequence[str] = (),
+    dense: Sequence[str] = (),
 ) -> Plan:
     """Decide which channels go. Exactly one of the budgets: `ratio` of the channels of every group (of every class, see
     `scope`) to remove; share of `macs` or `params` to keep; `size` in bytes of the written model; share of the `latency`
@@ -224,7 +227,10 @@ def plan(
     See `spa.importance.table` for `criterion`, `spa.importance.combine` for `aggregate` and `normalise`, `spa.allocate`
     for `scope` and `align`. With calibration inputs (`spa.calibration.load`) the criterion is "obs" and levels are
     chosen by measured error curves, and refined by the real drift of so many candidates (`spa.refine`); without them it
-    is "l2". `gradients`: see `spa.importance.gradient.load`."""
+    is "l2". `gradients`: see `spa.importance.gradient.load`.
+
+    `sparsity="auto"`: the budget is spent on patterns too (`spa.sparsity.joint`), those that `targets` are fast with, in
+    all layers but `dense`; the plan's `sparsity` says which layer is to have which."""
     from spa import allocate
     from spa.cost import Budget
     from spa.cost_table import CostTable
@@ -248,7 +254,13 @@ def plan(
         from spa.workbench import CalibratedPlanner
 
         planner = CalibratedPlanner(model, coupling, calib, align=align, keep=keep)
+        if sparsity == "auto":
+            from spa.sparsity.joint import JointPlanner
+
+            return JointPlanner(planner, targets, dense).plan(measure, amount)
         return planner.plan(measure, max(0.0, amount - _overhead(model)) if kind == "size" else amount, refine)
+    if sparsity is not None:
+        raise UsageError(f"sparsity '{sparsity}' cannot be planned here", hint="'auto', with calib and a budget of cost")
     if refine:
         raise UsageError("refinement needs calibration inputs and a budget of cost", hint="--calib, --macs 0.5")
     scope = ("local" if ratio is not None else "global") if scope == "auto" else scope

@@ -22,6 +22,7 @@ from spa.passes.merge import Merged, merge
 from spa.planning import Plan, approximate, channels, from_masks, gone_from, matcher, removed_slices, transfer
 
 if TYPE_CHECKING:
+    from spa.allocate import Chosen
     from spa.model import Model
 
 DRAWN_DAMPING = 0.1  # of second moments on drawn inputs, which are only like the real ones
@@ -98,9 +99,13 @@ class CalibratedPlanner:
             chosen = self.chooser.by_cost("bytes", amount, trials)
         else:
             chosen = self.chooser.by_cost(kind, amount * Budget(self.target).of(kind, {}), trials)
+        return self.decided(chosen, told=kind != "ratio")
+
+    def decided(self, chosen: Chosen, told: bool = True) -> Plan:
+        """The plan that takes these channels, in terms of the input model; `told`: with its error curves."""
         gone = transfer(self.target, self.target.removal(chosen), self.coupling)
         decided = from_masks(self.coupling, channels(self.coupling, gone))
-        if kind != "ratio":
+        if told:
             curves = {c.group: c for c in self.chooser.curves}
             for group in decided.groups:
                 if (curve := curves.get(group["id"])) is not None:
