@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from networks import NETWORKS
+from networks import NETWORKS, SIZES
 
 from spa.codegen import dispatch, kernels, tvm_api
 from spa.codegen.bundle import compile
@@ -182,7 +182,7 @@ def main() -> None:
     print(f"machine: {platform.processor() or platform.machine()}, onnxruntime {ort.__version__}, one thread")
     for name in arguments.networks:
         build = NETWORKS.get(name)
-        model = build(224, arguments.sparsity, (rows, columns)) if build else onnx.load(name)
+        model = build(SIZES.get(name, 224), arguments.sparsity, (rows, columns)) if build else onnx.load(name)
         if arguments.profile:
             table = profile(model, arguments.target)
             for layer, what, us, gmacs in table:

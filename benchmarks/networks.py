@@ -59,6 +59,33 @@ class Writer:
         attributes = {"strides": [stride] * 2, "pads": [k // 2] * 4, "group": group, "kernel_shape": [k, k]}
         return self.node("Conv", x, self.weight(cout, cin // group, k, k, thinned=thinned), bias, **attributes)
 
+    def linear(self, x: str, cin: int, cout: int) -> str:
+        """x W + b as exporters write it: MatMul with W [cin, cout], whose rows of outputs are thinned, then Add."""
+        fan = cin * (1 - self.sparsity)
+        value = (self.random.standard_normal((cout, cin)) * np.sqrt(1 / fan)).astype(np.float32)
+        weight = thin(value, self.sparsity, self.block, self.random)
+        bias = (0.1 * self.random.standard_normal(cout)).astype(np.float32)
+        return self.node(
+            "Add", self.node("MatMul", x, self.constant(np.ascontiguousarray(weight.T))), self.constant(bias)
+        )
+
+    def scalar(self, value: float) -> str:
+        return self.constant(np.float32(value))
+
+    def gelu(self, x: str) -> str:
+        """x (1 + erf(x / sqrt 2)) / 2, in the operators of an exporter."""
+        e = self.node("Erf", self.node("Div", x, self.scalar(2**0.5)))
+        return self.node("Mul", self.node("Mul", x, self.node("Add", e, self.scalar(1))), self.scalar(0.5))
+
+    def norm(self, x: str, width: int) -> str:
+        scale = self.constant((1 + 0.1 * self.random.standard_normal(width)).astype(np.float32))
+        shift = self.constant((0.1 * self.random.standard_normal(width)).astype(np.float32))
+        return self.node("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-12)
+
+    def heads(self, x: str, tokens: int, heads: int, width: int, perm: list[int]) -> str:
+        shape = self.constant(np.array([1, tokens, heads, width // heads], np.int64))
+        return self.node("Transpose", self.node("Reshape", x, shape), perm=perm)
+
     def relu6(self, x: str) -> str:
         return self.node("Clip", x, self.constant(np.float32(0)), self.constant(np.float32(6)))
 
@@ -129,4 +156,41 @@ def resnet50(size: int = 224, sparsity: float = 0.0, block: tuple[int, int] = (1
     return w.model("resnet50", (1, 3, size, size), w.classify(x, cin), (1, 1000))
 
 
-NETWORKS = {"mobilenet_v1": mobilenet_v1, "mobilenet_v2": mobilenet_v2, "resnet50": resnet50}
+def encoder(tokens: int = 128, sparsity: float = 0.0, block: tuple[int, int] = (1, 1)) -> onnx.ModelProto:
+    """As large as MiniLM: 6 layers of BERT's, 384 wide, 12 heads, 1536 between; from embeddings on."""
+    w, width, heads, inner = Writer(sparsity, block), 384, 12, 1536
+    x = w.norm("x", width)
+    flat = w.constant(np.array([1, tokens, width], np.int64))
+    for _ in range(6):
+        q, k, v = (w.linear(x, width, width) for _ in range(3))
+        q, v = (w.heads(t, tokens, heads, width, [0, 2, 1, 3]) for t in (q, v))
+        scores = w.node("MatMul", q, w.heads(k, tokens, heads, width, [0, 2, 3, 1]))
+        p = w.node("Softmax", w.node("Div", scores, w.scalar((width / heads) ** 0.5)), axis=-1)
+        mixed = w.node("Reshape", w.node("Transpose", w.node("MatMul", p, v), perm=[0, 2, 1, 3]), flat)
+        x = w.norm(w.node("Add", w.linear(mixed, width, width), x), width)
+        y = w.linear(w.gelu(w.linear(x, width, inner)), inner, width)
+        x = w.norm(w.node("Add", y, x), width)
+    return w.model("encoder", (1, tokens, width), x, (1, tokens, width))
+
+
+def decoder_step(width: int = 1024, sparsity: float = 0.0, block: tuple[int, int] = (1, 1)) -> onnx.ModelProto:
+    """The products of one new token: 4 layers, each 4 width by width and a feed-forward of 4 widths, normalised before.
+    Attention over the past is left out: what it costs depends on how long that is, not on the weights."""
+    w, x = Writer(sparsity, block), "x"
+    for _ in range(4):
+        n = w.norm(x, width)
+        q, k, v = (w.linear(n, width, width) for _ in range(3))
+        mixed = w.node("Mul", w.node("Sigmoid", w.node("Mul", q, k)), v)
+        x = w.node("Add", x, w.linear(mixed, width, width))
+        x = w.node("Add", x, w.linear(w.gelu(w.linear(w.norm(x, width), width, 4 * width)), 4 * width, width))
+    return w.model("decoder_step", (1, width), x, (1, width))
+
+
+SIZES = {"encoder": 128, "decoder_step": 1024}  # tokens, width; the others' pictures are 224 wide
+NETWORKS = {
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
+    "resnet50": resnet50,
+    "encoder": encoder,
+    "decoder_step": decoder_step,
+}
