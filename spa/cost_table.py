@@ -10,6 +10,9 @@
     ["*"]                         # every operator not named, by the elements it writes
     elements = [0, 1e6]
     cost = [1, 130]
+    [thin.block4x1]               # a pattern that is fast there (`spa.sparsity.patterns`), for --sparsity auto:
+    density = [0.05, 0.3]         # of a thin layer, and
+    share = [0.06, 0.35]          # what it costs of the dense one
 
 Between points the cost is linear, beyond the last it goes on as between the last two. Operators without a row cost
 nothing. TOML, or JSON of the same form.
@@ -21,6 +24,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spa.errors import UsageError
+from spa.sparsity.patterns import parse
+from spa.sparsity.speed import Line, form
 
 Numbers = npt.NDArray[np.float64]
 AXES = ("macs", "elements")
@@ -60,6 +66,7 @@ class CostTable:
     rows: Mapping[str, Row]
     unit: str = ""
     where: str = field(default="cost table", repr=False)
+    thin: Mapping[str, Line] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.unit or "cost"
@@ -87,12 +94,16 @@ class CostTable:
 def read(data: Mapping[str, Any], where: str) -> CostTable:
     rows = {}
     for name, given in data.items():
-        if name in ("unit", "schema"):
+        if name in ("unit", "schema", "thin"):
             continue
         rows[name] = read_row(given, f"{where}: [{name}]")
     if not rows:
         raise UsageError("the cost table has no rows", where, "[Conv] with macs = [...] and cost = [...]")
-    return CostTable(rows, str(data.get("unit", "")), where)
+    thin = data.get("thin", {})
+    if not isinstance(thin, Mapping):
+        raise UsageError("not lines of patterns", f"{where}: [thin]", "[thin.block4x1] with density and share")
+    lines = {name: read_line(name, given, f"{where}: [thin.{name}]") for name, given in thin.items()}
+    return CostTable(rows, str(data.get("unit", "")), where, lines)
 
 
 def read_row(given: Any, where: str) -> Row:
@@ -107,3 +118,17 @@ def read_row(given: Any, where: str) -> Row:
     if len(at) != len(cost) or not len(at) or (np.diff(at) <= 0).any() or (cost < 0).any() or at[0] < 0:
         raise UsageError("the points do not make a line", where, hint)
     return Row(axes[0], tuple(at.tolist()), tuple(cost.tolist()))
+
+
+def read_line(name: str, given: Any, where: str) -> Line:
+    if form(parse(name if ":" in name else f"{name}:0.5")) != name:
+        raise UsageError(f"'{name}' is no pattern without its share", where, "unstructured, block4x1, '2:4', ...")
+    hint = "density, rising, and share, both between 0 and 1 and of the same length"
+    try:
+        density, share = (tuple(float(v) for v in given[k]) for k in ("density", "share"))
+    except (TypeError, ValueError, KeyError):
+        raise UsageError("not a line of a pattern", where, hint) from None
+    rising = all(a < b for a, b in pairwise(density))
+    if not rising or len(density) != len(share) or not all(0 <= v <= 1 for v in (*density, *share)):
+        raise UsageError("the points do not make a line", where, hint)
+    return Line(density, share)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from spa.coupling.analysis import Mask
 
 ROUNDS = 12  # of linearisation
+EXCHANGES = 40  # of one or two levels, after that
+LOOKED_AT = 64  # exchanges whose real cost is looked at, before there is none
 SECONDS = 10.0  # per knapsack; HiGHS stops with the best it has
 
 
@@ -79,6 +81,9 @@ class Costs:
     def of(self, levels: Sequence[int]) -> float:
         return self.budget.of(self.kind, self.gone(levels), self.shares(levels))
 
+    def error(self, levels: Sequence[int]) -> float:
+        return sum(e[n] for e, n in zip(self.errors, levels, strict=True))
+
     def moves(self, levels: Sequence[int]) -> list[list[float]]:
         """Per group and layer: what each of its levels would add, all others left where they are."""
         base, gone, shares = self.of(levels), self.gone(levels), self.shares(levels)
@@ -108,7 +113,7 @@ def choose(
             room = limit
             levels = [min(m, n + 1) for m, n in zip(most, current, strict=True)]
         actual = costs.of(levels)
-        error = sum(e[n] for e, n in zip(costs.errors, levels, strict=True))
+        error = costs.error(levels)
         if actual <= limit and error < best_error:
             best, best_error = levels, error
         if levels == current and actual <= limit:
@@ -116,7 +121,34 @@ def choose(
         # the linearised cost missed the real one: aim lower or higher next time
         room = min(limit, room + 0.7 * (limit - actual))
         current = levels
-    return best
+    return polished(costs, best, limit)
+
+
+def polished(costs: Costs, levels: Sequence[int], limit: float) -> list[int]:
+    """`levels`, and from there in turn the exchange of one or two levels that lowers the error most within the limit, as
+    long as there is one. What two changes cost together is guessed from what each costs, and then looked at."""
+    current = list(levels)
+    item = np.repeat(np.arange(len(current)), [len(e) for e in costs.errors])
+    level = np.concatenate([np.arange(len(e)) for e in costs.errors]) if current else item
+    for _ in range(EXCHANGES):
+        cost = np.concatenate([[0.0], *costs.moves(current)])  # the first: nothing moves
+        gain = np.concatenate([[0.0], *(e[n] - np.array(e) for e, n in zip(costs.errors, current, strict=True))])
+        both = np.triu(gain[:, None] + gain[None])
+        both[(cost[:, None] + cost[None] > (limit - costs.of(current)) * (1 + 1e-9) + 1e-9)] = 0
+        for flat in np.argsort(-both, axis=None, kind="stable")[:LOOKED_AT]:
+            if both.flat[flat] <= 1e-12:
+                return current
+            trial = list(current)
+            for move in np.unravel_index(flat, both.shape):
+                if move:
+                    trial[item[move - 1]] = int(level[move - 1])
+            lower = costs.error(trial) < costs.error(current) - 1e-12
+            if lower and costs.of(trial) <= limit:
+                current = trial
+                break
+        else:
+            return current
+    return current
 
 
 def knapsack(errors: list[list[float]], costs: list[list[float]], room: float) -> list[int] | None:

@@ -257,7 +257,8 @@ def plan(
         if sparsity == "auto":
             from spa.sparsity.joint import JointPlanner
 
-            return JointPlanner(planner, targets, dense).plan(measure, amount)
+            lines = measure.thin if isinstance(measure, CostTable) else None
+            return JointPlanner(planner, targets, dense, lines).plan(measure, amount)
         return planner.plan(measure, max(0.0, amount - _overhead(model)) if kind == "size" else amount, refine)
     if sparsity is not None:
         raise UsageError(f"sparsity '{sparsity}' cannot be planned here", hint="'auto', with calib and a budget of cost")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from spa.model import Model
 from spa.passes.slice import slice_channels, transplant
 from spa.pipeline import Result
 from spa.planning import Plan, approximate, gone_from, plan
+from spa.thinning import Thinning, judge_thin, thinned
 from spa.verification import CHAOTIC, Verification, calm, require, verify
 from spa.workbench import from_weights, mended
 
@@ -44,14 +46,18 @@ def prune(
     inputs: list[Feeds] | None = None,
     sizes: dict[str, int] | None = None,
     fold: bool = True,
+    sparsity: str | None = None,
+    dense: Sequence[str] = (),
     **budget: Any,
 ) -> Result:
-    """Plan, apply, repair, verify and fold. `budget` and choices as in `spa.planning.plan`; also `max_drift=0.05`
+    """Plan, apply, repair, verify, fold, and thin out. `budget` and choices as in `spa.planning.plan`; also `max_drift=0.05`
     (`spa.drift.plan_by_drift`) and `keep_accuracy=0.01, evaluate=f` (`spa.drift.plan_by_metric`).
 
     `calib`: calibration inputs (`spa.calibration.load`); with them channels are chosen by what the network loses once
     it is mended, the readers of what goes are mended (`compensate`), and `facts["judgement"]` says what the network
     forgets on inputs held back. "weights": readers are mended by what the weights alone suggest (`spa.passes.merge`).
+    `sparsity`: a pattern for what is left (`spa.sparsity.patterns`), `dense` layers (glob) spared; or "auto": the budget
+    is spent on channels and patterns (`spa.planning.plan`).
     Raises `CheckFailed` where the pruned network is not the masked one; the input model is never changed."""
     from spa.drift import plan_by_drift, plan_by_metric
     from spa.judging import judge_plan
@@ -72,10 +78,17 @@ def prune(
                 raise UsageError("keep_accuracy needs a metric", hint="evaluate=f, with f(path or Model) -> float")
             decided, facts["metric"] = plan_by_metric(model, coupling, metric, loss, **searched, **budget)
     else:
+        if sparsity == "auto":
+            budget |= {"sparsity": sparsity, "dense": dense}
         decided = plan(model, coupling, calib=feeds, seed=seed, **budget)
     mend = repair if compensate else None
     result = finish(model, decided, calib=mend, check=check, seed=seed, inputs=inputs, sizes=sizes, fold=fold)
-    if feeds and check:
+    how = Thinning(None if sparsity == "auto" else sparsity, decided.sparsity, dense, refit=compensate, seed=seed)
+    if how:
+        result = thinned(model, result, how, feeds, check=check, inputs=inputs, sizes=sizes)
+        if feeds and check:
+            facts["judgement"] = judge_thin(model, decided, how, feeds, repair=compensate, sizes=sizes, fold=fold)
+    elif feeds and check:
         judgement = judge_plan(model, decided, feeds, repair=compensate, sizes=sizes, fold=fold)
         facts["judgement"] = judgement.to_json()
     return replace(result, facts=result.facts | facts)

@@ -45,13 +45,20 @@ def candidates(lines: Mapping[str, Line]) -> list[Pattern]:
 
 
 class JointPlanner:
-    """Plans over channels (`planner`) and patterns that all `targets` are fast with; without a target, unstructured.
+    """Plans over channels (`planner`) and patterns: those that `lines` (of a cost table) name, or that all `targets` are
+    fast with, or without a target, unstructured.
 
     `dense`: weights or nodes (glob) that stay dense. Raises `UsageError` where no pattern is fast on all targets."""
 
-    def __init__(self, planner: CalibratedPlanner, targets: Sequence[str] = (), dense: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        planner: CalibratedPlanner,
+        targets: Sequence[str] = (),
+        dense: Sequence[str] = (),
+        lines: Mapping[str, Line] | None = None,
+    ) -> None:
         self.planner = planner
-        self.lines = lines_for(targets)
+        self.lines = lines or lines_for(targets)
         if not self.lines:
             raise UsageError(
                 f"no pattern is fast on all of {', '.join(targets)}", hint="--sparsity PATTERN, or one target at a time"
