@@ -272,7 +272,7 @@ def test_an_error_of_ours_names_the_model_and_the_others_are_checked(
     ("text", "words"),
     [
         ("[check]\nmodel = 3\n", ["'model'", "[check]"]),
-        ("[check]\nmodles = []\n", ["modles", "one of"]),
+        ("[check]\nmodles = []\n", ["modles", "did you mean 'models'?"]),
         ('[check]\nmodels = ["no/*.onnx"]\n', ["no file matches", "no/*.onnx"]),
         ('[check]\nmodels = ["nets/*"]\nbudgets = { file_byte = 3 }\n', ["file_byte", "try: file_bytes"]),
         ('[check]\nmodels = ["nets/*"]\nbudgets = { macs = "10%" }\n', ["percent of what", "+10%"]),

@@ -21,9 +21,11 @@ from typing import Any
 
 from spa.checking.limits import DEFAULT_BUDGETS, Limit, kind_of, parse_limit
 from spa.errors import UsageError
+from spa.pipeline import suggest
 from spa.quantities import quantity
 
 BASELINE = "spa-baseline.json"
+SECTIONS = ("check", "prune")  # of spa.toml
 TOML = {"dict": "table", "list": "list", "str": "text"}
 TABLES = {"budgets": dict, "floors": dict, "shapes": dict}
 TEXTS = {"reference": str, "inputs": str, "metric": str, "bundle": str}
@@ -232,11 +234,21 @@ def _toml(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} is not readable: {error}", hint="mend the line it names") from None
 
 
-def _table(file: Path) -> dict[str, Any]:
+def tables(file: Path) -> dict[str, Any]:
+    """The tables of a configuration file, those of us; raises `UsageError` for one that nobody reads."""
     whole = _toml(file)
+    inside = ""
     if file.name == "pyproject.toml":
-        whole = whole.get("tool", {}).get("spa", {})
-    table = whole.get("check", {})
+        whole, inside = whole.get("tool", {}).get("spa", {}), " [tool.spa]"
+    for name in whole:
+        if name not in SECTIONS:
+            hint = suggest(name, SECTIONS) or "one of " + ", ".join(SECTIONS)
+            raise UsageError(f"there is no table '{name}'", f"{file.name}{inside}", hint)
+    return whole
+
+
+def _table(file: Path) -> dict[str, Any]:
+    table = tables(file).get("check", {})
     if not isinstance(table, dict):
         raise UsageError(f"'check' is {table!r}", file.name, "a table [check]")
     return table
@@ -245,7 +257,9 @@ def _table(file: Path) -> dict[str, Any]:
 def _known(table: Mapping[str, Any], names: Mapping[str, type], where: str) -> None:
     for name, value in table.items():
         if name not in names:
-            raise UsageError(f"there is no setting '{name}'", where, "one of " + ", ".join(names))
+            raise UsageError(
+                f"there is no setting '{name}'", where, suggest(name, names) or "one of " + ", ".join(names)
+            )
         if not isinstance(value, names[name]):
             raise UsageError(f"'{name}' is {value!r}, not a {TOML[names[name].__name__]}", where)
 

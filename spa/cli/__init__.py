@@ -26,6 +26,7 @@ VERBS = {
     "passes": "List the passes and their options.",
     "targets": "List the targets.",
     "doctor": "Say what is missing on this machine and how to install it.",
+    "completion": "Print the script that lets a shell complete our commands.",
 }
 
 

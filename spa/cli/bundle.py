@@ -17,20 +17,23 @@ def write_bundle(
     out: Path,
     targets: tuple[str, ...],
     document: dict[str, Any],
+    recipe: str,
     shapes: dict[str, tuple[int, ...]],
     *,
     force: bool,
 ) -> dict[str, Any]:
-    """Compile for the targets and put model, plan, report and artifacts in place at once. Returns the `targets` of the report."""
+    """Compile for the targets and put model, plan, report, recipe and artifacts in place at once. Returns the `targets` of
+    the report."""
     from spa.codegen.bundle import compile
 
-    assert result.plan is not None
     # neither times nor paths: the same run gives the same bytes
     report = {k: v for k, v in document.items() if k not in ("input", "output", "targets", "seconds")}
     files = {
-        "plan.json": result.plan.to_json().encode(),
+        "recipe.toml": recipe.encode(),
         "report.json": (json.dumps(report, indent=1, default=str) + "\n").encode(),
     }
+    if result.plan is not None:
+        files["plan.json"] = result.plan.to_json().encode()
     bundle = compile(result.model, targets, out, shapes=shapes, force=force, name=network.name, extra_files=files)
     found = {}
     for name in bundle.targets:

@@ -8,29 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spa.cli.options import (
-    human,
-    json_option,
-    parse_bytes,
-    parse_shapes,
-    print_json,
-    refuse_existing,
-    shape_option,
-    sizes_of,
-)
+from spa.cli.complete import criteria, networks, recipes, target_names
+from spa.cli.decide import calibration, decide, doubts
+from spa.cli.options import human, json_option, parse_shapes, print_json, refuse_existing, shape_option, sizes_of
+from spa.cli.recipe import ENVIRONMENT, read_settings, records, settled, tell_differences, versions
 from spa.importance.table import CRITERIA
 
 if TYPE_CHECKING:
-    from spa.metric import Metric
     from spa.model import Model
     from spa.pipeline import Result
+    from spa.planning import Plan
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})
+@click.argument("model", type=click.Path(path_type=Path), shell_complete=networks)
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="A .onnx file, or a folder for a bundle.")
 @click.option(
-    "--target", "targets", multiple=True, help="host, arm, wasm or cuda; may be repeated. Makes OUT a bundle."
+    "--target",
+    "targets",
+    multiple=True,
+    help="host, arm, wasm or cuda; may be repeated. Makes OUT a bundle.",
+    shell_complete=target_names,
 )
 @click.option("--ratio", type=float, help="Remove this share of the channels of every prunable group.")
 @click.option("--macs", type=float, help="Keep at most this share of the multiply-accumulates.")
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
     "--criterion",
     metavar="NAME",
     help=f"What makes a channel matter: {', '.join(CRITERIA)} [default: obs with --calib, l2 without].",
+    shell_complete=criteria,
 )
 @click.option(
     "--aggregate",
@@ -84,38 +83,66 @@ if TYPE_CHECKING:
 )
 @click.option("--workers", type=click.IntRange(1), help="With --calib: measure in this many processes.")
 @click.option("--cluster", metavar="TCP://HOST:PORT", help="With --calib: measure on a dask.distributed scheduler.")
-@click.option("--no-compensate", is_flag=True, help="With --calib: do not repair the readers of what is removed.")
+@click.option("--no-compensate/--compensate", help="With --calib: do not repair the readers of what is removed.")
 @click.option(
     "--align",
     type=click.IntRange(1),
     help="Keep a multiple of this many channels (default 1, with a target its vector width).",
 )
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Nodes, weights or groups never touched (glob).")
-@click.option("--sparsity", metavar="PATTERN", help="Thin out what is kept: 2:4, block4x1:0.5, unstructured:0.8, ...")
-@click.option("--dense", multiple=True, metavar="PATTERN", help="With --sparsity: layers left dense (glob).")
-@click.option("--no-rearrange", is_flag=True, help="With --sparsity: leave channels in the order in which they are.")
 @click.option(
-    "--allow-approximate", is_flag=True, help="Also prune where the result is only close to the masked network."
+    "--sparsity",
+    metavar="PATTERN",
+    help="Thin out what is kept: 2:4, block4x1:0.5, unstructured:0.8, ...; auto: narrow or thin, layer by layer.",
 )
+@click.option("--dense", multiple=True, metavar="PATTERN", help="With --sparsity: layers left dense (glob).")
+@click.option("--no-rearrange/--rearrange", help="With --sparsity: leave channels in the order in which they are.")
+@click.option("--allow-approximate/--exact", help="Also prune where the result is only close to the masked network.")
 @click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify with (.npz).")
 @shape_option
-@click.option("--no-fold", is_flag=True, help="Do not fold constants and normalisations.")
+@click.option("--no-fold/--fold", help="Do not fold constants and normalisations.")
+@click.option(
+    "--pipeline", metavar="TEXT", help="Passes to run, as in slice{ratio=0.5},fold; after a budget, if there is one."
+)
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=read_settings,
+    shell_complete=recipes,
+    help="A run in a file, such as a bundle's recipe.toml; options here win over it.",
+)
 @click.option("--plan", "plan_out", type=click.Path(path_type=Path), help="Write the plan here.")
 @click.option("--apply-plan", type=click.Path(path_type=Path), help="Replay a plan instead of deciding anew.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
-@click.option("--no-verify", is_flag=True, help="Write without proof.")
+@click.option("--no-verify/--verify", help="Write without proof.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For drawn inputs.")
 @json_option
-def prune(model: Path, **options: Any) -> None:
-    """Prune MODEL, prove the result equal to the masked network, and write it."""
+@click.pass_context
+def prune(context: click.Context, /, model: Path, **options: Any) -> None:
+    """Prune MODEL, prove the result equal to the masked network, and write it.
+
+    Settings also come from a recipe (--recipe), from the environment (SPA_PRUNE_MACS=0.5) and from [prune] of spa.toml;
+    `spa config show --origin` says which."""
+    from spa.cli import pipelined
     from spa.cli.judged import drift_of, metric_of
     from spa.cli.progress import stages
+    from spa.cli.sparsity import thinning
     from spa.model import load, write_atomic
+    from spa.pipeline import Result
     from spa.planning import Plan
     from spa.pruning import finish
+    from spa.recipe_text import command
+    from spa.thinning import judge_thin, thinned
 
     start = time.monotonic()
+    options = settled(context, options)
+    asked = {**options, "model": model}
+    pipeline = pipelined.parsed(options)
+    alone = pipelined.alone(options)
+    tell_differences(context, asked)
     targets: tuple[str, ...] = options["targets"]
     out = destination(model, options["out"], targets)
     dry: bool = options["dry_run"]
@@ -148,34 +175,31 @@ def prune(model: Path, **options: Any) -> None:
         from spa.inputs import load as load_inputs
 
         given = load_inputs(options["inputs"], network) if options["inputs"] else None
-        result = finish(
-            network,
-            decided,
-            calib=repair,
-            check=not options["no_verify"],
-            seed=options["seed"],
-            inputs=given,
-            sizes=sizes,
-            fold=not options["no_fold"],
-        )
+        how = {"check": not options["no_verify"], "seed": options["seed"], "inputs": given, "sizes": sizes}
+        fold = not options["no_fold"]
+        result = Result(network, decided) if alone else finish(network, decided, calib=repair, fold=fold, **how)
         for note in doubts(result.facts.get("repairs", [])):
             click.echo(f"note: {note}", err=True)
         assert isinstance(result.plan, Plan)
-        thin = result.plan.sparsity if options["apply_plan"] and not options["sparsity"] else None
-        if options["sparsity"] or thin:
-            from spa.cli.sparsity import thinned
-
+        thin = thinning(options, result.plan.sparsity)
+        if thin:
             stage("thinning out")
-            result = thinned(network, result, thin or {}, calib, given, sizes, options)
-        judged = None if "sparsity" in result.facts else calib
-        if calib and not judged:
-            from spa.cli.sparsity import judge_thin
-
+            check = not options["no_verify"]
+            result = thinned(network, result, thin, calib, check=check, inputs=given, sizes=sizes)
+        if pipeline is not None:
+            stage("running passes")
+            result = pipelined.run(pipeline, result, options, given, sizes)
+        judged = None if "sparsity" in result.facts or pipeline is not None else calib
+        if calib and pipeline is not None:
+            facts["drift"] = pipelined.judged(network, result.model, calib) | facts.get("drift", {})
+        elif calib and not judged:
             stage("judging")
-            facts["drift"] = judge_thin(network, decided, thin or {}, calib, sizes, options) | facts.get("drift", {})
-        assert isinstance(result.plan, Plan)
+            repaired = not options["no_compensate"]
+            found = judge_thin(network, decided, thin, calib, repair=repaired, sizes=sizes, fold=fold)
+            facts["drift"] = found | facts.get("drift", {})
+        told = result.plan or decided
         verified = result.facts["verified"]
-        document = {
+        document: dict[str, Any] = {
             "schema": 1,
             "input": str(model),
             "output": None if dry else str(out),
@@ -194,39 +218,29 @@ def prune(model: Path, **options: Any) -> None:
                 stage,
                 repair=not options["no_compensate"],
                 sizes=sizes,
-                fold=not options["no_fold"],
+                fold=fold,
             ),
             "groups": len(coupling.groups),
-            "pruned_groups": sum(bool(g["removed"]) for g in result.plan.groups),
-            "blocked": [{k: b[k] for k in ("group", "reason", "node")} for b in result.plan.blocked],
+            "pruned_groups": sum(bool(g["removed"]) for g in told.groups),
+            "blocked": [{k: b[k] for k in ("group", "reason", "node")} for b in told.blocked],
             "targets": {},
         }
-        if result.facts.get("repairs"):
-            document["repairs"] = result.facts["repairs"]
-        if "sparsity" in result.facts:
-            document["sparsity"] = result.facts["sparsity"]
+        for key in ("repairs", "sparsity", "passes"):
+            if result.facts.get(key):
+                document[key] = result.facts[key]
+        document |= measured(told, document["drift"])
         if not dry:
-            if plan_out is not None:
-                write_atomic(plan_out, lambda p: p.write_text(result.plan.to_json(), encoding="utf-8"))  # type: ignore[union-attr]
+            if plan_out is not None and result.plan is not None:
+                text = result.plan.to_json()
+                write_atomic(plan_out, lambda p: p.write_text(text, encoding="utf-8"))
             stage("writing")
-            write(network, result, out, targets, document, options)
+            write(network, result, out, targets, document, asked)
+        document |= {"command": command(asked, Path.cwd()), "environment": versions()}
         document["seconds"] = round(time.monotonic() - start, 3)
     if options["as_json"]:
         print_json(document)
     else:
         show(document)
-
-
-def doubts(repairs: list[dict[str, Any]]) -> list[str]:
-    """What is to be said of fits to too little."""
-    few = [r for r in repairs if r.get("samples", 0) < r.get("features", 0)]
-    if not few:
-        return []
-    worst = min(few, key=lambda r: float(r["samples"] / r["features"]))
-    return [
-        f"{len(few)} of {len(repairs)} readers were mended on fewer samples than they have inputs ('{worst['reader']}': "
-        f"{worst['samples']} for {worst['features']}); more calibration inputs would help"
-    ]
 
 
 def destination(model: Path, out: Path | None, targets: tuple[str, ...]) -> Path:
@@ -243,81 +257,6 @@ def check_targets(targets: tuple[str, ...]) -> None:
 
     for name in targets:
         resolve(name)
-
-
-def calibration(network: Model, sizes: dict[str, int], options: dict[str, Any]) -> list[Any] | None:
-    if options["calib"] in (None, "weights"):
-        return None
-    import warnings
-
-    from spa.calibration import load
-
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", UserWarning)
-        loaded = load(options["calib"], network, sizes=sizes, seed=options["seed"])
-    for note in notes:
-        click.echo(f"note: {note.message}", err=True)
-    return loaded
-
-
-def decide(
-    network: Model,
-    sizes: dict[str, int],
-    options: dict[str, Any],
-    calib: list[Any] | None,
-    metric: Metric | None,
-    stage: Any,
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The plan: replayed, by budget, by drift, or by metric."""
-    from spa.coupling import analyze
-    from spa.planning import Plan, plan
-
-    coupling = analyze(network, sizes=sizes, allow_approximate=options["allow_approximate"])
-    if options["apply_plan"]:
-        return Plan.load(options["apply_plan"]), coupling, {}
-    choice: dict[str, Any] = {k: options[k] for k in ("criterion", "aggregate", "normalise", "scope", "keep")} | {
-        "align": alignment(options)
-    }
-    budget = {k: options[k] for k in ("ratio", "macs", "params", "latency") if options[k] is not None}
-    if options["size"] is not None:
-        budget["size"] = parse_bytes(options["size"])
-    if options["max_drift"] is not None:
-        budget["max_drift"] = options["max_drift"]
-    if options["keep_accuracy"] is not None:
-        budget["keep_accuracy"] = options["keep_accuracy"]
-    if len(budget) > 1:
-        raise click.UsageError(f"one budget at a time: {', '.join('--' + k.replace('_', '-') for k in budget)}")
-    stage("planning")
-    if options["sparsity"] and not budget:
-        from spa.planning import from_masks
-
-        return from_masks(coupling, {}), coupling, {}
-    if not budget or "max_drift" in budget or "keep_accuracy" in budget:
-        from spa.cli.judged import keep_metric
-        from spa.drift import MAX_DRIFT, plan_by_drift
-
-        choice |= {
-            "seed": options["seed"],
-            "sizes": sizes,
-            "repair": not options["no_compensate"],
-            "fold": not options["no_fold"],
-        }
-        if metric is not None and "keep_accuracy" in budget:
-            decided, drift = keep_metric(network, coupling, metric, budget["keep_accuracy"], calib, **choice)
-        else:
-            limit = budget.get("max_drift", MAX_DRIFT)
-            decided, drift = plan_by_drift(network, coupling, limit, feeds=calib, **choice)
-        return decided, coupling, {"drift": drift}
-    extra = {k: options[k] for k in ("cost_table", "gradients", "seed", "refine")}
-    return plan(network, coupling, calib=calib, **budget, **choice, **extra), coupling, {}
-
-
-# vector widths in float32 lanes: multiples leave no remainder loop in the kernels
-WIDTHS = {"host": 8, "arm": 4, "wasm": 4, "cuda": 8}
-
-
-def alignment(options: dict[str, Any]) -> int:
-    return options["align"] or max((WIDTHS.get(t, 1) for t in options["targets"]), default=1)
 
 
 def cost_of(model: Model, sizes: dict[str, int]) -> dict[str, int]:
@@ -349,9 +288,27 @@ def write(
         return
     from spa.cli.bundle import write_bundle
 
+    recipe, report = records(options, out)
     document["targets"] = write_bundle(
-        network, result, out, targets, document, parse_shapes(options["shapes"]), force=options["force"]
+        network,
+        result,
+        out,
+        targets,
+        document | report,
+        recipe,
+        parse_shapes(options["shapes"]),
+        force=options["force"],
     )
+
+
+def measured(plan: Plan, drift: dict[str, Any]) -> dict[str, Any]:
+    """What was measured on the way, for the report: error curves of groups, and the networks that a search tried."""
+    found: dict[str, Any] = {}
+    if curves := [{"group": g["id"], **g["curve"]} for g in plan.groups if "curve" in g]:
+        found["curves"] = curves
+    if trials := drift.get("metric", {}).get("trials") or drift.get("trials"):
+        found["pareto"] = trials
+    return found
 
 
 def show(document: dict[str, Any]) -> None:
@@ -379,6 +336,10 @@ def show(document: dict[str, Any]) -> None:
         from spa.cli.sparsity import show as show_sparsity
 
         show_sparsity(console, document["sparsity"])
+    if "passes" in document:
+        from spa.cli.pipelined import show as show_passes
+
+        show_passes(console, document["passes"])
     for text in lines(document["drift"]):
         console.print(text, markup=False, highlight=False)
     for name, target in document["targets"].items():
