@@ -1,4 +1,5 @@
-"""Second moments of what readers read and should give, gathered batch by batch in float64; large inputs are sampled.
+"""Second moments of what readers read and should give, gathered batch by batch in float64 (very wide ones in float32,
+in which their products are computed anyway); large inputs are sampled.
 
 With the inputs x of a reader in the network as it is now, and the outputs y that it gave in the dense network, all that
 least squares needs are the sums of x, y, x xT, y xT and y^2. They are kept apart for fitted and held-back inputs.
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from spa.calibration.readers import Array, Matrix, Reader, Values
 
@@ -17,6 +19,7 @@ MAX_FEATURES = 6144  # wider inputs are not gathered: their moments would not fi
 ROWS = 24  # sampled rows per feature, at least
 WORK = 2e9  # multiply-accumulates per reader that more rows may cost
 VALUES = 4e6  # unfolded numbers, likewise
+WIDE = 2048  # features: beyond, float32
 HELD = 4  # every fourth input is held back, to judge by what was not fitted
 
 
@@ -29,6 +32,12 @@ class Statistics:
     xx: Matrix
     yx: Matrix
     yy: Matrix
+
+    def ordered(self, order: npt.NDArray[np.int64]) -> Statistics:
+        """With the features in another order."""
+        if np.array_equal(order, np.arange(len(order))):
+            return self
+        return Statistics(self.x[:, order], self.y, self.xx[:, order][:, :, order], self.yx[:, :, order], self.yy)
 
 
 @dataclass(eq=False)
@@ -47,8 +56,9 @@ class Moments:
 
     def __post_init__(self) -> None:
         g, f, o = self.groups, self.features, self.outputs
-        self.first, self.second = np.zeros((2, g, f)), np.zeros((2, g, f, f))
-        self.target, self.cross, self.energy = np.zeros((2, g, o)), np.zeros((2, g, o, f)), np.zeros((2, g, o))
+        kind = np.float32 if f > WIDE else np.float64
+        self.first, self.second = np.zeros((2, g, f)), np.zeros((2, g, f, f), kind)
+        self.target, self.cross, self.energy = np.zeros((2, g, o)), np.zeros((2, g, o, f), kind), np.zeros((2, g, o))
 
     def add(self, x: Array, held: bool, y: Array | None = None) -> None:
         """x [groups, rows, features], y [groups, rows, outputs]"""
@@ -86,12 +96,18 @@ class Moments:
     def statistics(self, part: int | None = None, central: bool = True) -> Statistics:
         parts = [0, 1] if part is None else [part]
         count = max(1.0, sum(self.count[p] for p in parts))
-        x, y, xx, yx, yy = (
-            a[parts].sum(0) / count for a in (self.first, self.target, self.second, self.cross, self.energy)
-        )
+
+        def mean(sums: Matrix) -> Matrix:
+            total: Matrix = sums[0] + sums[1] if part is None else sums[part].copy()
+            total /= count
+            return total
+
+        x, y, xx, yx, yy = map(mean, (self.first, self.target, self.second, self.cross, self.energy))
         if central:
-            xx = xx - x[:, :, None] * x[:, None, :]
-            yx, yy = yx - y[:, :, None] * x[:, None, :], yy - y * y
+            for g in range(self.groups):
+                xx[g] -= np.outer(x[g], x[g])
+                yx[g] -= np.outer(y[g], x[g])
+            yy -= y * y
         return Statistics(x, y, xx, yx, yy)
 
 

@@ -17,19 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from spa.calibration.moments import Statistics
+from spa.calibration.moments import WIDE, Moments, Statistics
 from spa.sparsity import admm, masks, refit, sparsegpt
 from spa.sparsity.patterns import Mask, Pattern
 from spa.sparsity.sparsegpt import damped
 
-Matrix = npt.NDArray[np.float64]
-Stack = npt.NDArray[np.float64]  # one matrix per group
+Matrix = npt.NDArray[Any]  # float64 or float32
+Stack = npt.NDArray[Any]  # one matrix per group
 Masks = npt.NDArray[np.bool_]
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the inputs
 SWEEP_DAMPING = 1e-2
@@ -43,12 +44,29 @@ CRITERIA = ("auto", "magnitude", "wanda", "dsnot", "sparsegpt", "admm")
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Statistics of all inputs, of those to fit by and of those held back; `central`: a bias takes up the means."""
+    """Statistics of all inputs, of those to fit by and of those held back, columns in `order`; `central`: a bias takes
+    up the means."""
 
-    all: Statistics
-    fitted: Statistics
-    held: Statistics
+    moments: Moments
+    order: npt.NDArray[np.int64]
     central: bool
+
+    @cached_property
+    def all(self) -> Statistics:
+        return self.moments.statistics(None, self.central).ordered(self.order)
+
+    @cached_property
+    def fitted(self) -> Statistics:
+        return self._part(0)
+
+    @cached_property
+    def held(self) -> Statistics:
+        return self._part(1)
+
+    def _part(self, part: int) -> Statistics:
+        if min(self.moments.count) <= 0:
+            return self.all
+        return self.moments.statistics(part, self.central).ordered(self.order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +85,7 @@ def fit(w: Stack, inputs: Inputs | None, pattern: Pattern, taps: int, *, criteri
         mask = np.stack([pattern.mask(masks.magnitude(m), taps) for m in w])
         return Fit(np.where(mask, w, 0), mask, None, {"criterion": "magnitude"})
     criterion, groups = named(criterion, w), len(w)
+    w = w.astype(inputs.all.xx.dtype, copy=False)
     goal, share = aim(w, inputs) if mend else (w, 0.0)
     chosen = [choose(goal[g], inputs.all, g, pattern, taps, criterion) for g in range(groups)]
     mask = np.stack([m for m, _ in chosen])
@@ -96,6 +115,7 @@ def thinned(
     if inputs is None:
         return fit(w, None, pattern, taps, mend=False).weight, None
     how = named(criterion, w)
+    w = w.astype(inputs.fitted.xx.dtype, copy=False)
     mask = np.stack([choose(m, inputs.fitted, g, pattern, taps, how)[0] for g, m in enumerate(w)])
     new = refitted(w, mask, inputs.fitted, damping)
     new *= variance_gain(new, inputs.fitted)
@@ -133,7 +153,9 @@ def line_search(start: Stack, direction: Stack, s: Statistics) -> float:
 
 def squared_error(new: Stack, s: Statistics, rows: slice = slice(None)) -> float:
     """E |y - W' x|^2, over some rows."""
-    return float(s.yy[:, rows].sum() + np.einsum("gof,gof->", new @ s.xx - 2 * s.yx[:, rows], new))
+    product = new @ s.xx
+    product -= 2 * s.yx[:, rows]
+    return float(s.yy[:, rows].sum() + np.einsum("gof,gof->go", product, new).sum(dtype=np.float64))
 
 
 def relative_error(new: Stack, inputs: Inputs) -> float:
@@ -163,7 +185,7 @@ def refitted(goal: Stack, mask: Masks, s: Statistics, damping: float, start: Sta
 
 def best_damping(goal: Stack, mask: Masks, inputs: Inputs) -> float:
     """The damping with the least error on held-back inputs, fitted on the others; judged on some of the rows."""
-    if refit.flops(mask[0]) * len(mask) > refit.EXACT_FLOPS:
+    if goal.shape[2] > WIDE:
         return SWEEP_DAMPING
     some = slice(0, None, max(1, goal.shape[0] * goal.shape[1] // TRIED_ROWS))
 
@@ -177,4 +199,4 @@ def variance_gain(new: Stack, s: Statistics) -> Stack:
     """[groups, rows, 1]: what gives each output the variance it had in the dense network."""
     has = np.einsum("gof,gof->go", new @ s.xx, new)
     gain: Stack = np.sqrt(np.maximum(s.yy, 0) / np.maximum(has, 1e-12))
-    return np.clip(gain, 1.0, MAX_GAIN)[:, :, None]
+    return np.clip(gain, 1.0, MAX_GAIN)[:, :, None].astype(new.dtype)

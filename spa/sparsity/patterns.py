@@ -33,8 +33,9 @@ import numpy.typing as npt
 from spa.errors import UsageError
 
 Mask = npt.NDArray[np.bool_]
-Matrix = npt.NDArray[np.float64]
+Matrix = npt.NDArray[Any]  # float64 or float32
 
+FEW = 16  # units of a pool: up to so many are compared pair by pair
 BAND = 4  # outputs that share their columns in gN:M
 FORMS = "2:4, unstructured:0.5, block4x1:0.5, g2:4, fanin:0.5 or kernel:0.5"
 
@@ -130,12 +131,37 @@ class Pattern:
         return np.tile(per_row, shape[0])
 
     def _top(self, units: Matrix) -> Mask:
-        pools = self._pools(units, -np.inf)
-        order = np.argsort(-pools, axis=1, kind="stable")
-        ranked = np.arange(pools.shape[1]) < self._kept(units.shape)[:, None]
-        chosen = np.zeros(pools.shape, bool)
-        np.put_along_axis(chosen, order, ranked, 1)
+        chosen = largest(self._pools(units, -np.inf), self._kept(units.shape))
         return chosen.reshape(len(units), -1)[:, : units.shape[1]] if self.kind == "nm" else chosen.reshape(units.shape)
+
+
+def largest(pools: npt.NDArray[np.floating[Any]], counts: npt.NDArray[np.int64]) -> Mask:
+    """Of each pool [pools, units] the `counts` largest, ties to the first. Sorts nothing: this is most of a mask search.
+
+    >>> largest(np.array([[1.0, 3, 3, 3]]), np.array([2])).tolist()
+    [[False, True, True, False]]
+    """
+    width = pools.shape[1]
+    if width <= FEW:
+        lanes = np.ascontiguousarray(pools.T)
+        rank = np.zeros(lanes.shape, np.int8)
+        for a in range(width):
+            for b in range(a):
+                later = lanes[a] > lanes[b]
+                rank[b] += later
+                rank[a] += ~later
+        return np.ascontiguousarray((rank < counts.astype(np.int8)).T)
+    chosen = np.empty(pools.shape, bool)
+    for kept in np.unique(counts):
+        at = slice(None) if (counts == kept).all() else np.flatnonzero(counts == kept)
+        own = pools[at]
+        least = np.partition(own, width - kept, axis=1)[:, width - kept, None]
+        above, tied = own > least, own == least
+        room = kept - above.sum(1, keepdims=True)
+        if (tied.sum(1, keepdims=True) > room).any():
+            tied &= tied.cumsum(1) <= room
+        chosen[at] = above | tied
+    return chosen
 
 
 def keep(count: int, ratio: float) -> int:

@@ -5,10 +5,12 @@ With C the second moment of the inputs, S the survivors of a row and w the row a
     w'_S = w_S + (C_SS + d I)^-1 C_SP w_P         (P: what goes; d shrinks the correction, not the weights)
 
 which is `spa.passes.compensate` with a mask per row. Rows with equal masks are solved together; where factors for all
-rows would take too long, conjugate gradients run on all rows at once.
+rows would take longer than that, conjugate gradients run on all rows at once, until they gain nothing.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +19,19 @@ from scipy import linalg
 from spa.sparsity.patterns import Mask
 from spa.sparsity.sparsegpt import damped
 
-Matrix = npt.NDArray[np.float64]
-EXACT_FLOPS = 1e12  # of all factorisations of a layer
-ITERATIONS = 15  # of conjugate gradients
+Matrix = npt.NDArray[Any]  # float64 or float32
+WIDE = 1024  # columns: beyond, rows are not searched for equal masks
+EXACT_FLOPS = 2e10  # of all factorisations of a layer
+ITERATIONS = 60  # of conjugate gradients, at most
+ENOUGH = 1e-3  # of what they gained so far: a step that gains less is the last
 
 
 def refit(weight: Matrix, moment: Matrix, mask: Mask, damping: float = 1e-3, start: Matrix | None = None) -> Matrix:
     """[rows, cols]: the closest weights with this mask, in the sense of the inputs' second `moment`."""
+    if flops(mask) > EXACT_FLOPS and (weight.shape[1] > WIDE or flops(np.unique(mask, axis=0)) > EXACT_FLOPS):
+        return conjugate(weight, damped(moment, damping), mask, start)
     patterns, which = np.unique(mask, axis=0, return_inverse=True)
     h = damped(moment, damping)
-    if flops(patterns) > EXACT_FLOPS:
-        return conjugate(weight, h, mask, start)
     out = np.zeros_like(weight)
     order = np.argsort(which.reshape(-1), kind="stable")
     ends = np.cumsum(np.bincount(which.reshape(-1), minlength=len(patterns)))
@@ -42,24 +46,36 @@ def refit(weight: Matrix, moment: Matrix, mask: Mask, damping: float = 1e-3, sta
 
 def conjugate(weight: Matrix, h: Matrix, mask: Mask, start: Matrix | None = None) -> Matrix:
     """Preconditioned conjugate gradients for min (x - w) h (x - w)^T over x within the mask, all rows at once."""
-    h32, keep = h.astype(np.float32), mask.astype(np.float32)
     inverse = (1 / np.diag(h)).astype(np.float32)
-    w = weight.astype(np.float32)
-    x = (w if start is None else start.astype(np.float32)) * keep
-    residual = ((w - x) @ h32) * keep
-    z = residual * inverse
-    p, rz = z, (residual * z).sum(1, keepdims=True)
-    limit = 1e-8 * rz
+    h32, keep, w = h.astype(np.float32), mask.astype(np.float32), weight.astype(np.float32, copy=False)
+    x = (w if start is None else start.astype(np.float32, copy=False)) * keep
+    residual = (w - x) @ h32
+    residual *= keep
+    p = residual * inverse
+    rz = dots(residual, p)
+    gained = 0.0
     for _ in range(ITERATIONS):
-        hp = (p @ h32) * keep
-        step = rz / np.maximum((p * hp).sum(1, keepdims=True), 1e-30)
-        x, residual = x + step * p, residual - step * hp
-        z = residual * inverse
-        rz, before = (residual * z).sum(1, keepdims=True), rz
-        if (rz <= limit).all():
+        hp = p @ h32
+        hp *= keep
+        step = rz / np.maximum(dots(p, hp), 1e-30)
+        x += step * p
+        hp *= step
+        residual -= hp
+        gain = float((step * rz).sum(dtype=np.float64))
+        gained += gain
+        if gain <= ENOUGH * gained:
             break
-        p = z + rz / np.maximum(before, 1e-30) * p
-    return x.astype(np.float64)
+        z = residual * inverse
+        rz, before = dots(residual, z), rz
+        p *= rz / np.maximum(before, 1e-30)
+        p += z
+    return x
+
+
+def dots(a: Matrix, b: Matrix) -> Matrix:
+    """[rows, 1]"""
+    found: Matrix = np.einsum("rc,rc->r", a, b)[:, None]
+    return found
 
 
 def flops(mask: Mask) -> float:

@@ -11,13 +11,15 @@ applied as one product.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
 from spa.sparsity.patterns import Mask, Pattern
 
-Matrix = npt.NDArray[np.float64]
+Matrix = npt.NDArray[Any]  # float64 or float32
 DAMPING = 0.01  # of the mean of the diagonal
 CHUNK = 128  # columns
 NOISE = 2e-7  # of the trace
@@ -25,16 +27,18 @@ NOISE = 2e-7  # of the trace
 
 def damped(moment: Matrix, damping: float) -> Matrix:
     """`moment` with a multiple of its mean variance added to the diagonal, and what its sums in float32 are not sure of."""
-    total = float(np.trace(moment))
-    return moment + np.eye(len(moment)) * (damping * total / max(1, len(moment)) + NOISE * total + 1e-12)
+    total = float(np.trace(moment, dtype=np.float64))
+    found = moment.astype(np.float64)
+    found[np.diag_indices(len(found))] += damping * total / max(1, len(found)) + NOISE * total + 1e-12
+    return found
 
 
 def factor(moment: Matrix, damping: float) -> Matrix:
     """U [cols, cols], upper triangular, with U^T U the inverse of the damped moment."""
-    lower = linalg.cholesky(damped(moment, damping), lower=True, check_finite=False)
-    inverse, _ = linalg.lapack.dpotri(lower, lower=1, overwrite_c=1)
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
-    upper: Matrix = linalg.cholesky(inverse, lower=False, overwrite_a=True, check_finite=False)
+    # LAPACK works on columns, in place: the transposed array is what it reads
+    lower = linalg.cholesky(damped(moment, damping).T, lower=True, overwrite_a=True, check_finite=False)
+    inverse, _ = linalg.lapack.dpotri(lower, lower=1, overwrite_c=1)  # its lower half
+    upper: Matrix = linalg.cholesky(inverse, lower=True, overwrite_a=True, check_finite=False).T
     return upper
 
 
@@ -43,13 +47,16 @@ def sweep(
 ) -> tuple[Mask, Matrix]:
     """The mask [rows, cols] and the weights that the sweep leaves. `moment` [cols, cols] is that of the inputs."""
     cols = weight.shape[1]
-    # what is decided together must stand together
-    order = np.arange(cols).reshape(taps, -1).T.reshape(-1) if pattern.kind == "kernel" else np.arange(cols)
-    upper = factor(moment[np.ix_(order, order)], damping)
-    w, saliency = weight[:, order].copy(), np.zeros_like(weight)
-    dtype = np.float64 if weight.size < 1 << 20 else np.float32
-    w, upper = w.astype(dtype), upper.astype(dtype)
-    mask = np.zeros(w.shape, bool)
+    dtype = np.dtype(np.float64 if weight.size < 1 << 20 else np.float32)
+    order = np.arange(cols)
+    if pattern.kind == "kernel":  # what is decided together must stand together
+        order = order.reshape(taps, -1).T.reshape(-1)
+        weight, moment = weight[:, order], moment[np.ix_(order, order)]
+    upper: Matrix = factor(moment, damping).astype(dtype)
+    w: Matrix = weight.astype(dtype)
+    mask: Mask = np.zeros(w.shape, bool)
+    shares = pattern.kind != "nm"
+    saliency = np.zeros(w.shape if shares else (0, 0), dtype)
     pool = pattern.pool_width(taps) * (pattern.cols if pattern.kind == "nm" else 1)
     width = max(pool, CHUNK // pool * pool)
     for start in range(0, cols, width):
@@ -60,17 +67,21 @@ def sweep(
         for j in range(end - start):
             if j % step == 0:
                 part = slice(j, min(j + step, end - start))
-                scores: Matrix = ((chunk[:, part] / np.diag(u)[part]) ** 2).astype(np.float64)
-                saliency[:, start:end][:, part] = scores
+                scores: Matrix = (chunk[:, part] / np.diag(u)[part]) ** 2
+                if shares:
+                    saliency[:, start:end][:, part] = scores
                 mask[:, start:end][:, part] = _decide(scores, pattern, taps)
             errors[:, j] = np.where(mask[:, start + j], 0, chunk[:, j]) / u[j, j]
             chunk[:, j:] -= np.outer(errors[:, j], u[j, j:])
         w[:, end:] -= errors @ upper[start:end, end:]
-    back = np.argsort(order)
-    mask, saliency = mask[:, back], saliency[:, back]
-    if pattern.kind != "nm":  # shares were rounded chunk by chunk
-        mask &= pattern.mask(np.where(mask, saliency + np.finfo(float).tiny, 0), taps)
-    return mask, np.where(mask, w[:, back], 0).astype(np.float64)
+    w *= mask
+    if pattern.kind == "kernel":
+        back = np.argsort(order)
+        mask, saliency, w = mask[:, back], saliency[:, back], w[:, back]
+    if shares:  # they were rounded chunk by chunk
+        mask &= pattern.mask(np.where(mask, saliency + np.finfo(dtype).tiny, 0), taps)
+        w *= mask
+    return mask, w
 
 
 def _decide(scores: Matrix, pattern: Pattern, taps: int) -> Mask:

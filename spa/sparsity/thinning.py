@@ -15,7 +15,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spa.calibration import MAX_FEATURES, Walk, measure
-from spa.calibration.moments import Statistics
 from spa.coupling import Coupling, analyze
 from spa.coupling.prepare import inlined
 from spa.model import Model
@@ -59,16 +58,7 @@ def gather(layer: Layer, walk: Walk, dense: Walk) -> Inputs | None:
     if reader is None or layer.cols > MAX_FEATURES or not walk.live or name not in walk.constants:
         return None
     moments = measure(reader, reader.observe(walk), reader.observe(dense), dense.constant(name))
-    central = bias_of(layer) is not None
-    order = layer.order
-
-    def part(which: int | None) -> Statistics:
-        s = moments.statistics(which, central)
-        return Statistics(s.x[:, order], s.y, s.xx[:, order][:, :, order], s.yx[:, :, order], s.yy)
-
-    everything = part(None)
-    held = min(moments.count) > 0
-    return Inputs(everything, part(0) if held else everything, part(1) if held else everything, central)
+    return Inputs(moments, layer.order, bias_of(layer) is not None)
 
 
 def bias_of(layer: Layer) -> ir.Value | None:
