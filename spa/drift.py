@@ -70,8 +70,11 @@ class Knob:
 
     def network(self, plan: Plan) -> Model:
         from spa.pruning import finish
+        from spa.thinning import Thinning
 
-        return finish(self.model, plan, calib=self.calib, check=False, sizes=self.sizes, fold=self.fold).model
+        cut = finish(self.model, plan, calib=self.calib, check=False, sizes=self.sizes, fold=self.fold).model
+        how = Thinning(layers=plan.sparsity, refit=self.calib is not None)
+        return how.of(cut, self.calib).model if how else cut
 
 
 def knob(
@@ -89,19 +92,28 @@ def knob(
     scope: str = "auto",
     align: int = 1,
     keep: Sequence[str] = (),
+    sparsity: str | None = None,
+    targets: Sequence[str] = (),
+    dense: Sequence[str] = (),
 ) -> Knob:
     """With calibration inputs the share of multiply-accumulates kept, channels chosen for it and readers mended; without
     any, or for another criterion than "obs", the share of all offers taken (`spa.allocate`). Choices as in
     `spa.planning.plan`."""
     if by_curves(feeds, criterion, scope):
+        from spa.sparsity.joint import JointPlanner
         from spa.workbench import CalibratedPlanner
 
+        planner: CalibratedPlanner | JointPlanner
         planner = CalibratedPlanner(model, coupling, feeds, sizes=sizes, align=align, keep=keep)
+        if sparsity == "auto":
+            planner = JointPlanner(planner, targets, dense)
 
         def plan_at(level: int) -> Plan:
             return planner.plan("macs", 1 - level / (LEVELS + 1)) if level else from_masks(coupling, {})
 
     else:
+        if sparsity is not None:
+            raise UsageError(f"sparsity '{sparsity}' cannot be planned without calibration inputs", hint="--calib DATA")
         scope = "local" if scope == "auto" else scope
         sequence, scores = ranked(
             model, coupling, criterion, aggregate, normalise, scope, align, keep, calib=feeds, seed=seed
@@ -136,7 +148,7 @@ def search(
         except CheckFailed:  # so little cannot be kept
             high = middle
             continue
-        key = json.dumps(plan.removed, sort_keys=True)
+        key = json.dumps([plan.removed, plan.sparsity], sort_keys=True)
         if key not in seen:
             network = knob.network(plan)
             value = measure(network)

@@ -67,6 +67,8 @@ def prune(
     feeds = load(calib, model, sizes=sizes, seed=seed) if given else None
     repair = feeds if given else calib
     facts: dict[str, Any] = {}
+    if sparsity == "auto":
+        budget |= {"sparsity": sparsity, "dense": dense}
     if "max_drift" in budget or "keep_accuracy" in budget:
         searched: dict[str, Any] = {"feeds": feeds, "sizes": sizes, "seed": seed, "repair": compensate, "fold": fold}
         if "max_drift" in budget:
@@ -78,12 +80,11 @@ def prune(
                 raise UsageError("keep_accuracy needs a metric", hint="evaluate=f, with f(path or Model) -> float")
             decided, facts["metric"] = plan_by_metric(model, coupling, metric, loss, **searched, **budget)
     else:
-        if sparsity == "auto":
-            budget |= {"sparsity": sparsity, "dense": dense}
         decided = plan(model, coupling, calib=feeds, seed=seed, **budget)
     mend = repair if compensate else None
     result = finish(model, decided, calib=mend, check=check, seed=seed, inputs=inputs, sizes=sizes, fold=fold)
-    how = Thinning(None if sparsity == "auto" else sparsity, decided.sparsity, dense, refit=compensate, seed=seed)
+    pattern = None if sparsity == "auto" else sparsity
+    how = Thinning(pattern, decided.sparsity, dense, refit=compensate, seed=seed, targets=budget.get("targets", ()))
     if how:
         result = thinned(model, result, how, feeds, check=check, inputs=inputs, sizes=sizes)
         if feeds and check:

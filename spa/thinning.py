@@ -25,6 +25,7 @@ class Thinning:
     rearranged: bool = True
     refit: bool = True
     seed: int = 0
+    targets: Sequence[str] = ()  # where it is to be fast
 
     def __bool__(self) -> bool:
         return bool(self.pattern or self.layers)
@@ -76,6 +77,7 @@ def thinned(
     The network differs from the dense one by intent, so there is no comparison: every layer is held against its
     pattern, and unless `check` is False the network is run. Raises `CheckFailed` where either fails."""
     from spa.errors import CheckFailed
+    from spa.sparsity.speed import effective_macs
     from spa.verification import Session, feeds_for
 
     found = how.of(result.model, calib, check=check, inputs=inputs, sizes=sizes)
@@ -86,6 +88,7 @@ def thinned(
             Session(found.model).run(feeds[0])
         except Exception as error:  # onnxruntime's errors share no type
             raise CheckFailed(f"the thin network does not run: {str(error).splitlines()[0][:300]}") from None
+    facts["effective_macs"] = effective_macs(found.model, facts["layers"], how.targets, sizes)
     plan = result.plan
     if plan is not None:
         patterns = {layer["weight"]: layer["pattern"] for layer in facts["layers"]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from spa.cli.options import human
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,6 +24,7 @@ def thinning(options: dict[str, Any], layers: dict[str, str]) -> Thinning:
         rearranged=not options["no_rearrange"],
         refit=not options["no_compensate"],
         seed=options["seed"],
+        targets=options["targets"],
     )
 
 
@@ -34,6 +37,8 @@ def show(console: Console, facts: dict[str, Any]) -> None:
         f"{len(facts['layers'])} layers thinned out to {facts['pattern'] or 'their patterns'}: {kept}, patterns checked",
         highlight=False,
     )
+    if "effective_macs" in facts:
+        console.print(f"as fast as {human(facts['effective_macs'])} dense multiply-accumulates, by the target's table")
     moved = [g for g in facts.get("rearranged", []) if g["rearranged"] > g["kept"]]
     if moved:
         before, after = (sum(g[k] for g in facts["rearranged"]) for k in ("kept", "rearranged"))

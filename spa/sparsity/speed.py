@@ -12,10 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spa.sparsity.patterns import Pattern
+from spa.sparsity.patterns import Pattern, parse
+
+if TYPE_CHECKING:
+    from spa.model import Model
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,17 @@ def lines_for(targets: Sequence[str]) -> Mapping[str, Line]:
 def slowest(lines: Sequence[Line]) -> Line:
     points = sorted({d for line in lines for d in line.density})
     return Line(tuple(points), tuple(max(line.at(d) for line in lines) for d in points))
+
+
+def effective_macs(model: Model, layers: Sequence[Mapping[str, Any]], targets: Sequence[str], sizes: Any = None) -> int:
+    """Multiply-accumulates of a network, its thin layers (`facts["sparsity"]["layers"]`) counted by the time they take on
+    the slowest of the targets; without a line for a pattern as dense."""
+    from spa.cost import inspect
+
+    macs = {layer.name: layer.macs for layer in inspect(model, sizes).layers}
+    lines, total = lines_for(targets), float(sum(macs.values()))
+    for layer in layers:
+        line = lines.get(form(parse(layer["pattern"])))
+        if line is not None:
+            total -= macs.get(layer["node"], 0) * (1 - line.at(layer["nonzeros"] / layer["weights"]))
+    return round(total)
