@@ -9,7 +9,6 @@ codes and scales would take no fewer bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from spa import progress
 from spa.calibration import MAX_FEATURES, Moments, Walk, load, measure
 from spa.coupling import analyze
 from spa.coupling.prepare import inlined
@@ -79,7 +79,6 @@ def quantize(
     *,
     keep: tuple[str, ...] = (),
     nbits: bool = False,
-    tick: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Result:
     """The network with quantised weights; facts: one `Quantised` per weight, and bytes before and after.
 
@@ -94,7 +93,7 @@ def quantize(
     found: dict[str, tuple[Layer, Coded]] = {}
     done = []
     for number, layer in enumerate(chosen):
-        tick(number, len(chosen))
+        progress.tell("quantising layers", number, len(chosen))
         name = layer.weight.name or ""
         inputs = gather(layer, walk) if walk is not None else None
         array = tensor_of(layer.weight).numpy()  # type: ignore[union-attr]

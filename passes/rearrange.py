@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from spa import execution, progress
 from spa.calibration import Walk
 from spa.coupling import Coupling, Group, analyze
 from spa.coupling.permutation import axes_of, composed, exact, exchangeable, orderless, permutation, rewritten
@@ -28,7 +29,7 @@ from spa.sparsity.layers import layers as layers_of
 from spa.sparsity.patterns import Pattern, parse
 from spa.sparsity.permutation import Index, Term, search
 from spa.sparsity.selection import overrides, select
-from spa.sparsity.thinning import Tick, array_of, gather, silent, write_back
+from spa.sparsity.thinning import array_of, gather, write_back
 
 ROUNDS = 2  # over all groups, where rows and columns of a block depend on each other
 LEAST = 1e-3  # of a group's score: less is not worth a change
@@ -75,7 +76,6 @@ def rearrange(
     check: bool = True,
     inputs: list[Feeds] | None = None,
     sizes: dict[str, int] | None = None,
-    tick: Tick = silent,
 ) -> Result:
     """A copy of `model` that computes the same, which is checked on `inputs`, on some of `calib` or on drawn ones; facts
     under `rearranged`. Weights are thinned out by whoever comes next.
@@ -102,7 +102,7 @@ def rearrange(
                 }
                 moved = composed(moved, sigma)
             old["rearranged"] = after
-            tick(number * len(groups) + place + 1, len(groups) * (ROUNDS if both else 1))
+            progress.tell("rearranging groups", number * len(groups) + place + 1, len(groups) * (ROUNDS if both else 1))
     new = rewritten(coupling, moved)
     assert set(new) <= named, "a constant that has no name in the network"
     out = write_back(model, new)
@@ -146,7 +146,8 @@ def importance(coupling: Coupling, chosen: Mapping[Layer, Pattern], feeds: list[
 def scores_of(layer: Layer, walk: Walk | None) -> Matrix:
     """What each weight is worth [groups, rows, cols], of all that the layer gives."""
     w = layer.view.matrix(array_of(layer.weight))
-    inputs = gather(layer, walk, walk) if walk else None
+    with execution.blas(layer.cols):
+        inputs = gather(layer, walk, walk) if walk else None
     if inputs is None:
         return w**2 / max(float((w**2).sum()), 1e-30)
     s = inputs.all

@@ -26,7 +26,7 @@ from spa.sparsity.layers import Layer
 from spa.sparsity.layers import layers as layers_of
 from spa.sparsity.patterns import Pattern, parse
 from spa.sparsity.selection import Spared, overrides, select
-from spa.sparsity.thinning import Thinned, Tick, silent, thin, workbench, write_back
+from spa.sparsity.thinning import Thinned, thin, workbench, write_back
 
 Criterion = Literal["auto", "magnitude", "wanda", "dsnot", "sparsegpt", "admm"]
 Distribution = Literal["auto", "uniform", "lamp", "global", "curves"]
@@ -76,7 +76,6 @@ def sparsify(
     criterion: Criterion = "auto",
     distribution: Distribution = "auto",
     refit: bool = True,
-    tick: Tick = silent,
 ) -> Result:
     """A copy of `model` with thin layers; facts under `sparsity`. Without `calib` by magnitude, and nothing is mended.
 
@@ -92,7 +91,7 @@ def sparsify(
     ours = {layer: p for layer, p in chosen.items() if p == default}
     how = distribution if calib or distribution != "curves" else "lamp"
     chosen |= distribute(coupling, ours, how, calib, criterion=criterion)
-    new, done = thin(coupling, chosen, calib, criterion=criterion if calib else "magnitude", mend=refit, tick=tick)
+    new, done = thin(coupling, chosen, calib, criterion=criterion if calib else "magnitude", mend=refit)
     out = without_idle_biases(write_back(out, new))
     require_patterns(out, chosen)
     return Result(out, facts={"sparsity": summary(pattern, done, spared)})

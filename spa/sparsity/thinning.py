@@ -6,7 +6,7 @@ a walk through the dense network. Memory holds one layer's moments and the activ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from spa import execution, progress
 from spa.calibration import MAX_FEATURES, Walk, measure
 from spa.coupling import Coupling, analyze
 from spa.coupling.prepare import inlined
@@ -25,12 +26,6 @@ from spa.sparsity.patterns import Pattern
 
 if TYPE_CHECKING:
     from spa.inputs import Feeds
-
-Tick = Callable[[int, int], Any]
-
-
-def silent(done: int, total: int) -> None:
-    """Progress nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,6 @@ def thin(
     *,
     criterion: str = "auto",
     mend: bool = True,
-    tick: Tick = silent,
 ) -> tuple[dict[str, Array], list[Thinned]]:
     """New constants by name, and what was done; without `feeds` by magnitude alone."""
     walks = (Walk(coupling.model, feeds), Walk(coupling.model, feeds)) if feeds else None
@@ -81,10 +75,11 @@ def thin(
     done = []
     for number, (layer, pattern) in enumerate(chosen.items()):
         old, name = array_of(layer.weight), layer.weight.name or ""
-        inputs = gather(layer, *walks) if walks and (mend or criterion != "magnitude") else None
         # what several nodes read has no one input to fit
         how = {"criterion": criterion, "mend": mend} if layer.alone else {"criterion": "wanda", "mend": False}
-        found = fit(layer.view.matrix(old), inputs, pattern, layer.view.taps, **how)  # type: ignore[arg-type]
+        with execution.blas(layer.cols):
+            inputs = gather(layer, *walks) if walks and (mend or criterion != "magnitude") else None
+            found = fit(layer.view.matrix(old), inputs, pattern, layer.view.taps, **how)  # type: ignore[arg-type]
         array = new[layer.name] = layer.view.tensor(found.weight, old)
         if walks and name in walks[0].constants:
             walks[0].replace(name, array)
@@ -99,7 +94,7 @@ def thin(
         done.append(
             Thinned(layer.name, layer.node, str(pattern), array.size, count, view.shape, view.taps, **found.facts)
         )
-        tick(number + 1, len(chosen))
+        progress.tell("thinning layers", number + 1, len(chosen))
     return new, done
 
 
