@@ -11,18 +11,19 @@ To add a family: a module in `codegen/kernels/` with a function `offer(layer, ta
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 from onnx import helper, numpy_helper
 
-from spa.codegen.fusion import Chain, Graph, chain
+from spa.codegen.fusion import ATTRIBUTES, MAX_STEPS, Chain, Graph, chain
 from spa.codegen.layer import Kernel, Layer, Offer
 from spa.codegen.program import DTYPES, Tensor
 from spa.codegen.target import Target
+from spa.codegen.views import view_of
 
-CHANNEL_LAST = ("Gemm", "MatMul")
+ROWS = ("Gemm", "MatMul", "Softmax", "LayerNormalization", "RMSNormalization")  # channels last, rows in memory
 
 
 def choose(layer: Layer, target: Target, families: Sequence[Offer]) -> Kernel | None:
@@ -44,11 +45,22 @@ class Chosen:
 
 
 def dispatch(model: onnx.ModelProto, target: Target, families: Sequence[Offer]) -> Chosen:
-    """Choose for every node of a prepared model. The input is not changed."""
+    """Choose for every node of a prepared model: first for layers with what follows them, then for the element-wise
+    operators that followed none. The input is not changed."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     if not families:
         return Chosen(result, {})
+    kernels: dict[str, tuple[tuple[Layer, Kernel], ...]] = {}
+    for elementwise in (False, True):
+        kernels |= _choose_all(result, target, families, elementwise, len(kernels))
+    return Chosen(result, kernels)
+
+
+def _choose_all(
+    model: onnx.ModelProto, target: Target, families: Sequence[Offer], elementwise: bool, named: int
+) -> dict[str, tuple[tuple[Layer, Kernel], ...]]:
+    """Replace layers, or element-wise chains, in `model`; `named`: kernels that have their names already."""
     weights = {t.name: t for t in model.graph.initializer}
     tensors = _tensors(model)
     consts = {name: numpy_helper.to_array(t) for name, t in weights.items()}
@@ -56,37 +68,80 @@ def dispatch(model: onnx.ModelProto, target: Target, families: Sequence[Offer]) 
     taken: set[int] = set()
     placed: dict[int, onnx.NodeProto] = {}
     found: dict[Hashable, str] = {}
-    kernels: dict[str, list[tuple[Layer, Kernel]]] = {}
-    for at, node in enumerate(model.graph.node):
-        layer = None if at in taken else _layer(node, graph)
+    served: dict[str, list[tuple[int, Layer, Kernel]]] = {}
+    for at, node in enumerate(graph.nodes):
+        layer = None if at in taken or (node.op_type in ATTRIBUTES) != elementwise else _layer(node, graph)
         if layer is None:
             continue
-        behind = chain(graph, at, -1 if node.op_type in CHANNEL_LAST else 1, taken)
-        fused = _fused(layer, behind, tensors)
-        kernel = choose(fused, target, families)
-        if kernel is None and behind.nodes:
-            behind, fused = Chain((), (), node.output[0], (), ()), layer
+        for fused, chained in _fusions(layer, node, graph, at, taken):
             kernel = choose(fused, target, families)
-        if kernel is None:
+            if kernel is not None:
+                behind = chained
+                break
+        else:
             continue
         key = (kernel.key, fused.output.shape) if kernel.key is not None else object()
-        op = found.setdefault(key, f"{kernel.family}_{len(found)}")
-        served = kernels.setdefault(op, [])
-        packed = [numpy_helper.from_array(w, f"{op}.{len(served)}.{i}") for i, w in enumerate(kernel.weights)]
-        result.graph.initializer.extend(packed)
-        names = [*node.input, *behind.tensors]
+        op = found.setdefault(key, f"{kernel.family}_{named + len(found)}")
+        others = served.setdefault(op, [])
+        packed = [numpy_helper.from_array(w, f"{op}.{len(others)}.{i}") for i, w in enumerate(kernel.weights)]
+        model.graph.initializer.extend(packed)
+        names = [fused.views[i].source if kernel.viewed and i in fused.views else n for i, n in enumerate(node.input)]
+        names = ([] if elementwise else names) + list(behind.tensors)
         inputs = [names[i] for i in kernel.activations] + [t.name for t in packed]
         where = max([at, *behind.nodes])
         placed[where] = helper.make_node(op, inputs, [behind.output], name=layer.name)
         taken |= {at, *behind.nodes}
-        served.append((fused, kernel))
+        others.append((where, fused, kernel))
     if placed:
-        nodes = [placed.get(i, n) for i, n in enumerate(result.graph.node) if i in placed or i not in taken]
-        nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del result.graph.node[:]
-        result.graph.node.extend(nodes)
-        _drop_unused(result.graph)
-    return Chosen(result, {op: tuple(served) for op, served in kernels.items()})
+        _replace(model.graph, placed, taken)
+    alive = {node.output[0] for node in model.graph.node}
+    return {
+        op: tuple(
+            (layer, kernel) for _, layer, kernel in sorted(rows, key=lambda row: row[0]) if layer.output.name in alive
+        )
+        for op, rows in served.items()
+        if any(layer.output.name in alive for _, layer, _ in rows)
+    }
+
+
+def _fusions(
+    layer: Layer, node: onnx.NodeProto, graph: Graph, at: int, taken: set[int]
+) -> Iterator[tuple[Layer, Chain]]:
+    """The layer with the longest chain, and without."""
+    if node.op_type in ATTRIBUTES:
+        for limit in (MAX_STEPS, 1):
+            itself = chain(graph, at, -1, taken, broadcast=True, itself=True, limit=limit)
+            if itself.tensors:
+                yield _fused(replace(layer, inputs=(), consts={}), itself, graph.tensors), itself
+        return
+    rows = node.op_type in ROWS
+    behind = chain(graph, at, -1 if rows else 1, taken, broadcast=rows, transpose=node.op_type == "MatMul")
+    yield _fused(layer, behind, graph.tensors), behind
+    if behind.nodes:
+        alone = Chain((), (), node.output[0], (), ())
+        yield layer, alone
+
+
+def _replace(graph: onnx.GraphProto, placed: Mapping[int, onnx.NodeProto], taken: set[int]) -> None:
+    """Put the calls of kernels in, and take out what nobody reads any more."""
+    nodes = [placed.get(i, n) for i, n in enumerate(graph.node) if i in placed or i not in taken]
+    needed = {v.name for v in graph.output}
+    alive = []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            needed |= set(node.input) | _outer(node)
+            alive.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del graph.node[:]
+    graph.node.extend(reversed(alive))
+    kept = [t for t in graph.initializer if t.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _outer(node: onnx.NodeProto) -> set[str]:
+    """What the bodies of a node read."""
+    bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return {name for body in bodies for inner in body.node for name in {*inner.input, *_outer(inner)}}
 
 
 def _fused(layer: Layer, behind: Chain, tensors: Mapping[str, Tensor]) -> Layer:
@@ -98,7 +153,14 @@ def _fused(layer: Layer, behind: Chain, tensors: Mapping[str, Tensor]) -> Layer:
     )
     extra = tuple(tensors[name] for name in behind.tensors)
     output = tensors[behind.output]
-    return replace(layer, inputs=(*layer.inputs, *extra), output=output, epilogue=steps, channels=behind.channels)
+    return replace(
+        layer,
+        inputs=(*layer.inputs, *extra),
+        output=output,
+        epilogue=steps,
+        channels=behind.channels,
+        strides=behind.strides,
+    )
 
 
 def _tensors(model: onnx.ModelProto) -> dict[str, Tensor]:
@@ -125,11 +187,5 @@ def _layer(node: onnx.NodeProto, graph: Graph) -> Layer | None:
         inputs=tuple(tensors.get(n) for n in node.input),
         output=tensors[node.output[0]],
         consts={i: graph.consts[n] for i, n in enumerate(node.input) if n in graph.consts},
+        views={i: view_of(graph, n) for i, n in enumerate(node.input)} if node.op_type == "MatMul" else {},
     )
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {v.name for v in graph.output}
-    kept = [t for t in graph.initializer if t.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

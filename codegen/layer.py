@@ -10,6 +10,7 @@ import numpy as np
 
 from spa.codegen.program import Tensor
 from spa.codegen.target import Target
+from spa.codegen.views import View
 
 Array = np.ndarray[Any, Any]
 
@@ -17,11 +18,13 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class Arg:
     """An operand of an epilogue step: `value` 0 is the layer's own result and `value` i that of step i, `channel` a row
-    of `Layer.channels`, `tensor` an input of the layer with the shape of its output, `scalar` the number itself."""
+    of `Layer.channels`, `tensor` an input of the layer with the shape of its output, `scalar` the number itself.
+    A tensor that is broadcast has `axes`: (extent, stride) of the output's axes, outermost first, merged."""
 
     kind: Literal["value", "channel", "tensor", "scalar"]
     index: int = 0
     number: float = 0.0
+    axes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Step:
 class Layer:
     """One operator with all that a kernel may want to know, and the element-wise operators that follow it.
 
-    `consts` maps the position of an input to its value. `channels` holds vectors of one number per channel of the
+    `consts` maps the position of an input to its value. `views` says how an input that is read through Transpose, Slice
+    and the like lies in memory. `strides`, if any: where the axes of the result lie in the output, if a Transpose
+    follows the last step. `channels` holds vectors of one number per channel of the
     output (axis 1 of a convolution, the last axis of a product). `output` is the last step's.
     """
 
@@ -48,6 +53,13 @@ class Layer:
     consts: Mapping[int, Array]
     epilogue: tuple[Step, ...] = ()
     channels: tuple[Array, ...] = ()
+    views: Mapping[int, View] = field(default_factory=dict)
+    strides: tuple[int, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Tensor | None, ...]:
+        """The operator's own inputs, without those that only the epilogue reads."""
+        return self.inputs[: min(self.tensors, default=len(self.inputs))]
 
     @property
     def tensors(self) -> tuple[int, ...]:
@@ -59,7 +71,8 @@ class Layer:
 class Kernel:
     """A kernel for a layer. `activations`: positions of the layer's inputs it reads at run time; `weights`: packed
     constants that follow them; then the output. `build()` gives its PrimFunc over these buffers in this order.
-    Kernels of one `key` have the same code; without a key it is this layer's own."""
+    Kernels of one `key` have the same code; without a key it is this layer's own. `viewed`: it reads the sources of
+    the layer's views instead of the inputs themselves."""
 
     family: str
     format: str
@@ -69,6 +82,7 @@ class Kernel:
     weights: tuple[Array, ...]
     build: Callable[[], Any] = field(repr=False)
     key: Hashable = None
+    viewed: bool = False
 
 
 Offer = Callable[[Layer, Target], Kernel | None]

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from spa.codegen.kernels import conv, depthwise, gemm
+from spa.codegen.kernels import batched, conv, depthwise, elementwise, gemm, rows
 from spa.codegen.layer import Offer
 
-FAMILIES: tuple[Offer, ...] = (gemm.offer, depthwise.offer, conv.offer)
+FAMILIES: tuple[Offer, ...] = (
+    gemm.offer,
+    batched.offer,
+    depthwise.offer,
+    conv.offer,
+    rows.offer,
+    elementwise.offer,
+)

@@ -37,7 +37,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     weight = layer.consts[1]
     groups = int(layer.attributes.get("group", 1))
     w = window_of(layer, weight.shape[2:])
-    if w is None or (len(layer.inputs) > 2 and layer.inputs[2] is not None and 2 not in layer.consts):
+    if w is None or (len(layer.operands) > 2 and layer.operands[2] is not None and 2 not in layer.consts):
         return None
     isa, m = isa_of(target), weight.shape[0] // groups
     flat_weight = weight.reshape(groups, m, -1)

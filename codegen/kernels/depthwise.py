@@ -66,7 +66,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     w = window_of(layer, weight.shape[2:])
     if w is None or w.channels != layer.attributes.get("group", 1) or w.channels == 1 or product(w.kernel) == 1:
         return None
-    if len(layer.inputs) > 2 and layer.inputs[2] is not None and 2 not in layer.consts:
+    if len(layer.operands) > 2 and layer.operands[2] is not None and 2 not in layer.consts:
         return None
     isa = isa_of(target)
     stepping = w.strides[1] == 2

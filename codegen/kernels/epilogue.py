@@ -6,10 +6,11 @@ exp is our own, because a vector of TVM's becomes as many calls of libm as it ha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from spa.codegen.kernels.vector import FLOAT, Expr, load, number, splat
-from spa.codegen.layer import Arg, Step
+from spa.codegen.kernels.vector import FLOAT, Expr, load, number, product, splat
+from spa.codegen.layer import Arg, Layer, Step
 from spa.codegen.tvm_api import tirx
 
 # log2(e), and ln(2) in a part of few bits and the rest (Cody and Waite's reduction)
@@ -86,6 +87,17 @@ def _leaky(x: Expr, slope: Expr, lanes: int) -> Expr:
     return tirx.Max(x, number(0, lanes)) + slope * tirx.Min(x, number(0, lanes))
 
 
+def _elu(x: Expr, alpha: Expr, lanes: int) -> Expr:
+    return tirx.Max(x, number(0, lanes)) + alpha * (exp(tirx.Min(x, number(0, lanes)), lanes) - number(1, lanes))
+
+
+def power(x: Expr, exponent: float, lanes: int) -> Expr:
+    """x to one of `fusion.POWERS`."""
+    if exponent < 0:
+        return number(1, lanes) / power(x, -exponent, lanes)
+    return tirx.sqrt(x) if exponent == 0.5 else product([x] * int(exponent))
+
+
 # operator -> its value, from the vectors of its operands (attributes are operands too) and the lanes
 OPS: dict[str, Callable[..., Expr]] = {
     "Add": lambda a, b, lanes: a + b,
@@ -106,14 +118,59 @@ OPS: dict[str, Callable[..., Expr]] = {
     "Gelu": gelu,
     "Neg": lambda x, lanes: number(0, lanes) - x,
     "Abs": lambda x, lanes: tirx.Max(x, number(0, lanes) - x),
+    "Exp": lambda x, lanes: exp(x, lanes),
+    "Sqrt": lambda x, lanes: tirx.sqrt(x),
+    "Reciprocal": lambda x, lanes: number(1, lanes) / x,
+    "Elu": _elu,
 }
 
 
+@dataclass(frozen=True)
+class Spot:
+    """Where in an output of rows of `length` a vector begins."""
+
+    row: Expr
+    column: Expr
+    length: int
+
+
+def sizes_of(layer: Layer) -> tuple[int, ...]:
+    """Elements of each tensor operand, in the order of `Layer.tensors`."""
+    return tuple(0 if t is None else product(t.shape) for t in (layer.inputs[i] for i in layer.tensors))
+
+
+def splits(steps: Sequence[Step], length: int) -> bool:
+    """Whether every tensor that is broadcast is one number, or one stretch of memory, over any row of `length`."""
+    return all(a.axes[-1][0] % length == 0 for s in steps for a in s.args if a.axes)
+
+
+def broadcast(buffer: Any, axes: tuple[tuple[int, int], ...], spot: Spot, lanes: int) -> Expr:
+    """The vector of a tensor that is broadcast (`Arg.axes`) at a place of the output."""
+    offset: Expr = 0
+    inner = 1  # rows from one index of the axis to the next
+    for depth, (extent, stride) in enumerate(reversed(axes)):
+        rows, step = (extent, stride) if depth else (extent // spot.length, stride * spot.length)
+        if stride and rows > 1:
+            index = spot.row if inner == 1 else spot.row // inner
+            offset += (index if depth == len(axes) - 1 else index % rows) * step
+        inner *= rows
+    if axes[-1][1]:
+        return load(buffer, offset + spot.column, lanes)
+    return splat(buffer[offset], lanes)
+
+
 def evaluate(
-    steps: Sequence[Step], result: Expr, at: Expr, channel: Callable[[int], Expr], tensors: Sequence[Any], lanes: int
+    steps: Sequence[Step],
+    result: Expr,
+    at: Expr,
+    channel: Callable[[int], Expr],
+    tensors: Sequence[Any],
+    lanes: int,
+    spot: Spot | None = None,
 ) -> Expr:
     """The last step's value. `result`: the layer's own. `at`: where in the output; `tensors`: the buffers of the tensor
-    operands, by the order in which the steps name them first. `channel(i)`: the vector of row i of the channels."""
+    operands, by the order in which the steps name them first. `channel(i)`: the vector of row i of the channels. `spot`:
+    for tensors that are broadcast."""
     order: list[int] = []
 
     def operand(arg: Arg) -> Expr:
@@ -125,9 +182,16 @@ def evaluate(
             return number(arg.number, lanes)
         if arg.index not in order:
             order.append(arg.index)
-        return load(tensors[order.index(arg.index)], at, lanes)
+        buffer = tensors[order.index(arg.index)]
+        if not arg.axes:
+            return load(buffer, at, lanes)
+        assert spot is not None
+        return broadcast(buffer, arg.axes, spot, lanes)
 
     values = [result]
     for step in steps:
-        values += [OPS[step.op](*[operand(a) for a in step.args], lanes=lanes)]
+        if step.op == "Pow":
+            values.append(power(operand(step.args[0]), step.args[1].number, lanes))
+        else:
+            values.append(OPS[step.op](*[operand(a) for a in step.args], lanes=lanes))
     return values[-1]

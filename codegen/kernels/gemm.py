@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spa.codegen.kernels.epilogue import evaluate
+from spa.codegen.kernels.epilogue import Spot, evaluate, sizes_of, splits
 from spa.codegen.kernels.isa import Isa, isa_of
 from spa.codegen.kernels.tile import Columns, columns_of, step_cycles, tiles
 from spa.codegen.kernels.vector import (
@@ -48,7 +48,7 @@ class Gemm:
     bias: bool
     steps: tuple[Step, ...]
     vectors: int
-    tensors: int
+    tensors: tuple[int, ...]  # their elements
 
 
 def offer(layer: Layer, target: Target) -> Kernel | None:
@@ -58,11 +58,13 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         return None
     weight, bias = found
     k, m = weight.shape
+    if not splits(layer.epilogue, m):
+        return None
     t = product(layer.inputs[0].shape) // k
     isa = isa_of(target)
-    rows, widest = _tile(isa, t, m, k)
+    rows, widest = best_tile(isa, t, m, k)
     columns = columns_of(isa, m, widest)
-    p = Gemm(t, k, rows, columns, bias is not None, layer.epilogue, len(layer.channels), len(layer.tensors))
+    p = Gemm(t, k, rows, columns, bias is not None, layer.epilogue, len(layer.channels), sizes_of(layer))
     packed = np.concatenate([weight[:, _features(columns, tile)].reshape(-1) for tile in columns.tiles()])
     extra = [] if bias is None else [bias]
     extra += [np.concatenate(layer.channels)] if layer.channels else []
@@ -85,7 +87,7 @@ def _matrix(layer: Layer) -> tuple[Array, Array | None] | None:
         return None
     x, get = layer.inputs[0], layer.attributes
     given = layer.consts.get(2)
-    if x is None or (given is None and any(i is not None for i in layer.inputs[2 : 3 if layer.op != "MatMul" else 2])):
+    if x is None or (given is None and any(i is not None for i in layer.operands[2:])):
         return None
     if layer.op == "MatMul":
         return (weight, None) if weight.ndim == 2 and len(x.shape) >= 2 else None
@@ -107,7 +109,7 @@ def _features(columns: Columns, starts: list[int]) -> list[int]:
     return [start + lane for start in starts for lane in range(columns.lanes)]
 
 
-def _tile(isa: Isa, t: int, m: int, k: int) -> tuple[int, int]:
+def best_tile(isa: Isa, t: int, m: int, k: int) -> tuple[int, int]:
     """Every tile that fits, by its cycles."""
 
     def cycles(tile: tuple[int, int]) -> float:
@@ -126,7 +128,7 @@ def build_gemm(p: Gemm) -> Any:
     m, lanes = p.columns.length, p.columns.lanes
     with function() as f:
         x = argument("x", p.t * p.k)
-        tensors = [argument(f"t{i}", p.t * m) for i in range(p.tensors)]
+        tensors = [argument(f"t{i}", size) for i, size in enumerate(p.tensors)]
         w = argument("w", sum(len(tile) for tile in p.columns.tiles()) * lanes * p.k)
         bias = argument("bias", m) if p.bias else None
         vectors = argument("vectors", p.vectors * m) if p.vectors else None
@@ -158,4 +160,4 @@ def _finish(p: Gemm, values: list[Expr], row: Expr, at: Expr, vectors: Any, tens
 
     for r, value in enumerate(values):
         to = (row + r) * m + at
-        store(y, evaluate(p.steps, value, to, vector, tensors, lanes), to, lanes)
+        store(y, evaluate(p.steps, value, to, vector, tensors, lanes, Spot(row + r, at, m)), to, lanes)

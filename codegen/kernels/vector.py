@@ -5,7 +5,7 @@ Accumulators are buffers of one vector each: indexed by constants only, they bec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -123,8 +123,40 @@ def evens(buffer: Any, at: Expr, lanes: int) -> Expr:
     return tirx.Shuffle([first, second], [tirx.IntImm("int32", i) for i in indices])
 
 
-def product(values: Sequence[int]) -> int:
-    result = 1
+def lanes_of(values: Sequence[Expr], picked: Sequence[int]) -> Expr:
+    """A vector of these lanes of some vectors, counted through all of them."""
+    return tirx.Shuffle(list(values), [tirx.IntImm("int32", i) for i in picked])
+
+
+def fold(value: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """All lanes of a vector combined into a number."""
+    while lanes > 1:
+        lanes //= 2
+        value = combine(lanes_of([value], range(lanes)), lanes_of([value], range(lanes, 2 * lanes)))
+    return value
+
+
+def transposed(tile: Sequence[Any], lanes: int) -> None:
+    """Lane j of register i for lane i of register j, in place: for each bit of the indices, what differs in it changes
+    places."""
+    bit = 1
+    while bit < lanes:
+        for i in range(lanes):
+            if i & bit:
+                continue
+            a, b = tile[i], tile[i | bit]
+            low = [j if not j & bit else lanes + (j ^ bit) for j in range(lanes)]
+            high = [j | bit if not j & bit else lanes + j for j in range(lanes)]
+            first, second = registers(1, 2, lanes)[0]
+            put(first, lanes_of([a[0], b[0]], low))
+            put(second, lanes_of([a[0], b[0]], high))
+            put(a, first[0])
+            put(b, second[0])
+        bit *= 2
+
+
+def product(values: Sequence[Any]) -> Any:
+    result: Any = 1
     for value in values:
         result *= value
     return result
