@@ -125,25 +125,27 @@ def choose(
 
 
 def polished(costs: Costs, levels: Sequence[int], limit: float) -> list[int]:
-    """`levels`, and from there in turn the exchange of one or two levels that lowers the error most within the limit, as
-    long as there is one. What two changes cost together is guessed from what each costs, and then looked at."""
+    """`levels`, and from there in turn the move that lowers the error most within the limit, alone or paid for by another,
+    as long as there is one. What two moves cost together is guessed from what each costs, and then looked at."""
     current = list(levels)
-    item = np.repeat(np.arange(len(current)), [len(e) for e in costs.errors])
-    level = np.concatenate([np.arange(len(e)) for e in costs.errors]) if current else item
+    moves = [(i, n) for i, e in enumerate(costs.errors) for n in range(len(e))]
     for _ in range(EXCHANGES):
-        cost = np.concatenate([[0.0], *costs.moves(current)])  # the first: nothing moves
-        gain = np.concatenate([[0.0], *(e[n] - np.array(e) for e, n in zip(costs.errors, current, strict=True))])
-        both = np.triu(gain[:, None] + gain[None])
-        both[(cost[:, None] + cost[None] > (limit - costs.of(current)) * (1 + 1e-9) + 1e-9)] = 0
-        for flat in np.argsort(-both, axis=None, kind="stable")[:LOOKED_AT]:
-            if both.flat[flat] <= 1e-12:
-                return current
+        cost = np.array([c for row in costs.moves(current) for c in row])
+        gain = np.array([e[n] - other for e, n in zip(costs.errors, current, strict=True) for other in e])
+        better, cheaper = np.flatnonzero(gain > 0), [None, *np.flatnonzero((cost < 0) & (gain <= 0))]
+        paid = np.array([0.0 if c is None else cost[c] for c in cheaper])
+        lost = np.array([0.0 if c is None else gain[c] for c in cheaper])
+        worth = gain[better][:, None] + lost[None]
+        worth[cost[better][:, None] + paid[None] > (limit - costs.of(current)) * (1 + 1e-9) + 1e-9] = 0
+        flat = worth.reshape(-1)
+        few = np.argpartition(-flat, min(LOOKED_AT, len(flat)) - 1)[:LOOKED_AT] if len(flat) else np.zeros(0, np.int64)
+        for at in sorted(few.tolist(), key=lambda k: (-flat[k], k)):
+            first, second = divmod(at, worth.shape[1])
             trial = list(current)
-            for move in np.unravel_index(flat, both.shape):
-                if move:
-                    trial[item[move - 1]] = int(level[move - 1])
-            lower = costs.error(trial) < costs.error(current) - 1e-12
-            if lower and costs.of(trial) <= limit:
+            for move in (cheaper[second], better[first]):
+                if move is not None:
+                    trial[moves[move][0]] = moves[move][1]
+            if costs.error(trial) < costs.error(current) - 1e-12 and costs.of(trial) <= limit:
                 current = trial
                 break
         else:
