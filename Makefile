@@ -1,13 +1,14 @@
 # make install   a virtual environment in .venv with everything
 # make demo      the main job on models/digits.onnx: prune, verify, compile for this machine, run, compare
 # make test      all tests        make check   lint, format, types
+# make docs      docs/_build/html; a warning is an error
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
 BIN = $(VENV)/bin
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check docs clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
@@ -30,5 +31,8 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 clean:
-	rm -rf $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(OUT) docs/_build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
