@@ -23,7 +23,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-docs", action="store_true", help="write what the commands of the documentation print now")
+    parser.addoption(
+        "--update-docs", action="store_true", help="write what the commands of the documentation print now"
+    )
 
 
 @pytest.fixture
