@@ -27,6 +27,7 @@ from spa.sparsity.layers import layers as layers_of
 from spa.sparsity.patterns import Pattern, parse
 from spa.sparsity.selection import Spared, overrides, select
 from spa.sparsity.thinning import Thinned, thin, workbench, write_back
+from spa.spill import release
 
 Criterion = Literal["auto", "magnitude", "wanda", "dsnot", "sparsegpt", "admm"]
 Distribution = Literal["auto", "uniform", "lamp", "global", "curves"]
@@ -120,6 +121,7 @@ def require_patterns(model: Model, chosen: Mapping[Layer, Pattern]) -> None:
     for layer, pattern in chosen.items():
         tensor = tensors.get(layer.name)
         fine = tensor is not None and all(pattern.check(m, layer.view.taps) for m in layer.view.matrix(tensor.numpy()))
+        release(tensor)
         if not fine:
             raise CheckFailed(
                 f"the weight '{layer.name}' does not have the pattern {pattern}", layer.node, "report the model"

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from spa.errors import ModelError, UsageError
+from spa.spill import release
 
 PROTOBUF_LIMIT = 2**31 - 1  # bytes: larger models keep their weights in a file beside them
 INLINE_LIMIT = 1024  # bytes: smaller tensors stay in the .onnx file, so that shapes can be read without the data
@@ -284,6 +285,7 @@ def _tensor_digest(tensors: list[ir.TensorProtocol]) -> str:
     for t in tensors:
         digest.update(f"{t.name}{t.dtype}{t.shape}".encode())
         digest.update(t.tobytes())
+        release(t)
     return digest.hexdigest()[:12]
 
 

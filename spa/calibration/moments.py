@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ class Moments:
 
     def __post_init__(self) -> None:
         g, f, o = self.groups, self.features, self.outputs
-        kind = np.float32 if f > WIDE else np.float64
+        kind: Any = np.float32 if f > WIDE else np.float64
         self.first, self.second = np.zeros((2, g, f)), np.zeros((2, g, f, f), kind)
         self.target, self.cross, self.energy = np.zeros((2, g, o)), np.zeros((2, g, o, f), kind), np.zeros((2, g, o))
 

@@ -1,4 +1,7 @@
-"""Walk: a network run piece by piece over all calibration inputs, in memory bounded by what is still to be read."""
+"""Walk: a network run piece by piece over all calibration inputs, in memory bounded by what is still to be read.
+
+Weights are read when their piece is run; those in a file stay there until then, and afterwards.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from spa.calibration.readers import Array
 from spa.inputs import Feeds
+from spa.spill import release
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -22,12 +27,11 @@ class Walk:
     """Runs a network piece by piece over all calibration inputs, so that weights may change on the way.
 
     `advance(op)` computes everything up to `op`, and keeps only the values that nodes from `op` on still read. A weight
-    that was replaced (`replace`) holds for all nodes not yet run."""
+    that was replaced (`replace`) holds for all nodes not yet run. `constants`: the initializers by name."""
 
     def __init__(self, model: Model, feeds: Sequence[Feeds]) -> None:
-        self.proto = model.to_proto()
+        self.proto, self.constants = apart(model)
         self.nodes = list(self.proto.graph.node)
-        self.constants = {t.name: t for t in self.proto.graph.initializer}
         self.live: list[dict[str, Array]] = [dict(f) for f in feeds]
         self.outputs = [o.name for o in self.proto.graph.output]
         self.at = 0
@@ -38,12 +42,13 @@ class Walk:
             for name in used_names(node):
                 self.last[name] = max(self.last.get(name, -1), i)
 
-    def replace(self, name: str, array: Array) -> None:
+    def replace(self, name: str, new: Array | ir.TensorProtocol) -> None:
         self.changed.add(name)
-        self.constants[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
+        kind = self.constants[name].dtype
+        self.constants[name] = ir.Tensor(new, kind, name=name) if isinstance(new, np.ndarray) else new
 
     def constant(self, name: str) -> Array:
-        return onnx.numpy_helper.to_array(self.constants[name])
+        return self.constants[name].numpy()
 
     def advance(self, output: str | None = None) -> None:
         """Run all nodes before the one that produces `output`; all of them without one."""
@@ -118,7 +123,7 @@ class Walk:
             for n in inputs
             if n not in self.constants and n in first
         ] + [
-            onnx.helper.make_tensor_value_info(n, self.constants[n].data_type, list(self.constants[n].dims))
+            onnx.helper.make_tensor_value_info(n, self.constants[n].dtype.value, list(self.constants[n].shape.numpy()))
             for n in inputs
             if n in free
         ]
@@ -127,9 +132,27 @@ class Walk:
             "piece",
             given,
             [onnx.helper.make_empty_tensor_value_info(n) for n in outputs],
-            [self.constants[n] for n in inputs if n in self.constants and n not in free],
+            [stored(self.constants[n], n) for n in inputs if n in self.constants and n not in free],
         )
         return onnx.helper.make_model(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
+
+
+def apart(model: Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """A network without its initializers, and these."""
+    graph, found = model.ir.clone(), dict[str, ir.TensorProtocol]()
+    for name, value in list(graph.graph.initializers.items()):
+        if value.const_value is not None:
+            found[name] = value.const_value
+            del graph.graph.initializers[name]
+    return ir.to_proto(ir.external_data.load_to_model(graph)), found
+
+
+def stored(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
+    """With its data, also where these are in a file, which is closed again."""
+    found = ir.to_proto(ir.Tensor(tensor.numpy(), tensor.dtype) if isinstance(tensor, ir.ExternalTensor) else tensor)
+    release(tensor)
+    found.name = name
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ Matrix = npt.NDArray[Any]  # float64 or float32
 WIDE = 1024  # columns: beyond, rows are not searched for equal masks
 EXACT_FLOPS = 2e10  # of all factorisations of a layer
 ITERATIONS = 60  # of conjugate gradients, at most
-ENOUGH = 1e-3  # of what they gained so far: a step that gains less is the last
+ENOUGH = 1e-2  # of what they gained so far: a step that gains less is the last
 
 
 def refit(weight: Matrix, moment: Matrix, mask: Mask, damping: float = 1e-3, start: Matrix | None = None) -> Matrix:

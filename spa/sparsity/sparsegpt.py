@@ -53,7 +53,7 @@ def sweep(
         order = order.reshape(taps, -1).T.reshape(-1)
         weight, moment = weight[:, order], moment[np.ix_(order, order)]
     upper: Matrix = factor(moment, damping).astype(dtype)
-    w: Matrix = weight.astype(dtype)
+    w: Matrix = np.array(weight, dtype, order="C")
     mask: Mask = np.zeros(w.shape, bool)
     shares = pattern.kind != "nm"
     saliency = np.zeros(w.shape if shares else (0, 0), dtype)
@@ -79,7 +79,7 @@ def sweep(
         back = np.argsort(order)
         mask, saliency, w = mask[:, back], saliency[:, back], w[:, back]
     if shares:  # they were rounded chunk by chunk
-        mask &= pattern.mask(np.where(mask, saliency + np.finfo(dtype).tiny, 0), taps)
+        mask &= pattern.mask(np.where(mask, saliency + np.finfo(np.float32).tiny, 0), taps)
         w *= mask
     return mask, w
 

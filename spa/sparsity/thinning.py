@@ -23,9 +23,12 @@ from spa.shapes import constants, tensor_of
 from spa.sparsity.fitting import Inputs, fit
 from spa.sparsity.layers import Array, Layer
 from spa.sparsity.patterns import Pattern
+from spa.spill import LEAST, release, spilled
 
 if TYPE_CHECKING:
     from spa.inputs import Feeds
+
+Constant = Array | ir.TensorProtocol
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,10 @@ def thin(
     *,
     criterion: str = "auto",
     mend: bool = True,
-) -> tuple[dict[str, Array], list[Thinned]]:
-    """New constants by name, and what was done; without `feeds` by magnitude alone."""
+) -> tuple[dict[str, Constant], list[Thinned]]:
+    """New constants by name, and what was done; without `feeds` by magnitude alone. What lay in a file does so again."""
     walks = (Walk(coupling.model, feeds), Walk(coupling.model, feeds)) if feeds else None
-    new: dict[str, Array] = {}
+    new: dict[str, Constant] = {}
     done = []
     for number, (layer, pattern) in enumerate(chosen.items()):
         old, name = array_of(layer.weight), layer.weight.name or ""
@@ -80,20 +83,25 @@ def thin(
         with execution.blas(layer.cols):
             inputs = gather(layer, *walks) if walks and (mend or criterion != "magnitude") else None
             found = fit(layer.view.matrix(old), inputs, pattern, layer.view.taps, **how)  # type: ignore[arg-type]
-        array = new[layer.name] = layer.view.tensor(found.weight, old)
+        array = layer.view.tensor(found.weight, old)
+        file = isinstance(tensor_of(layer.weight), ir.ExternalTensor)
+        new[layer.name] = spilled(array, layer.name) if file and array.nbytes > LEAST else array
         if walks and name in walks[0].constants:
-            walks[0].replace(name, array)
+            walks[0].replace(name, new[layer.name])
             bias = bias_of(layer)
             if bias is not None and found.shift is not None and mend:
                 was = walks[0].constant(bias.name or "")
                 # the layer gave y + b, and shall again
-                new[bias.name or ""] = (was + found.shift.reshape(was.shape)).astype(was.dtype)
-                walks[0].replace(bias.name or "", new[bias.name or ""])
+                shifted = (was + found.shift.reshape(was.shape)).astype(was.dtype)
+                new[bias.name or ""] = shifted
+                walks[0].replace(bias.name or "", shifted)
         count = int(np.count_nonzero(array))
         view = layer.view
         done.append(
             Thinned(layer.name, layer.node, str(pattern), array.size, count, view.shape, view.taps, **found.facts)
         )
+        del old, inputs, found, array
+        release(tensor_of(layer.weight))
         progress.tell("thinning layers", number + 1, len(chosen))
     return new, done
 
@@ -114,14 +122,15 @@ def workbench(model: Model) -> Coupling:
     return analyze(working)
 
 
-def write_back(model: Model, new: Mapping[str, Array]) -> Model:
+def write_back(model: Model, new: Mapping[str, Constant]) -> Model:
     """A copy of `model` with these constants, by the names that plans give them."""
     out = model.clone()
     for value, name in constants(out.ir).items():
         if name in new:
             old = tensor_of(value)
             assert old is not None
-            tensor = ir.tensor(new[name], name=old.name)
+            found = new[name]
+            tensor = ir.tensor(found, name=old.name) if isinstance(found, np.ndarray) else found
             node = value.producer()
             if node is None:
                 value.const_value = tensor
