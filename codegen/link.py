@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -20,7 +21,9 @@ from spa.runtime.toolchain import run_zig
 
 TEMPLATES = Path(spa.runtime.__path__[0])
 HEADER_BYTES = ALIGNMENT  # of an instance, before its arena
-EXPORTS = ("instance_bytes", "arena_bytes", "input_bytes", "output_bytes", "init", "run")
+EXPORTS = ("instance_bytes", "arena_bytes", "input_bytes", "output_bytes", "init", "run", "steps", "run_step")
+THREADS = "set_threads"  # one more, where there are threads
+THREADED = "threads.c"  # the only source that needs more than a compiler: pthreads
 KEYWORDS = frozenset(  # of C and C++
     """
     alignas alignof and asm auto bool break case catch char class const constexpr continue default delete do
@@ -36,7 +39,7 @@ class Glue:
     """Generated sources of one network."""
 
     header: str
-    source: str
+    sources: Mapping[str, str]
     weights: bytes
 
 
@@ -68,8 +71,18 @@ def _docs(tensors: tuple[Tensor, ...]) -> str:
     )
 
 
-def generate(name: str, title: str, program: Program, layout: Layout, symbols: dict[str, str], magic: int) -> Glue:
-    """C header, source and weights of a planned network; `name` is a C identifier, `symbols` names the kernels."""
+def generate(
+    name: str,
+    title: str,
+    program: Program,
+    layout: Layout,
+    symbols: Mapping[str, str],
+    magic: int,
+    target: Target,
+    teams: Mapping[str, tuple[int, int]],
+) -> Glue:
+    """C header, sources and weights of a planned network; `name` is a C identifier, `symbols` names the kernels. `teams`:
+    those that all threads run together, and where in its scratch what each needs for itself begins, and its bytes."""
 
     def pointer(ref: Ref) -> str:
         if ref.kind == "input":
@@ -83,11 +96,18 @@ def generate(name: str, title: str, program: Program, layout: Layout, symbols: d
     steps, declared = [], {}
     for call, scratch in zip(program.calls, layout.scratch, strict=True):
         arguments = [pointer(arg) for arg in call.args] + [f"arena + {scratch}"]
-        symbol = symbols[call.kernel]
-        declared[symbol] = f"extern int32_t {symbol}({', '.join(['const void *'] * len(arguments))});"
-        steps.append(f"    if ({symbol}({', '.join(arguments)})) return {name.upper()}_KERNEL;")
+        types = ["const void *"] * len(arguments)
+        symbol, team = symbols[call.kernel], teams.get(call.kernel)
+        if team is not None:
+            arguments += [f"OWN({scratch + team[0]})", "team->task", "team->tasks", "team"]
+            types += ["const void *", "int32_t", "int32_t", "const void *"]
+        declared[symbol] = f"extern int32_t {symbol}({', '.join(types)});"
+        done = f"code |= {symbol}({', '.join(arguments)});"
+        steps.append(done if team is not None else _alone(name, done))
     for ref, output in layout.copies:
-        steps.append(f"    __builtin_memcpy(outputs[{output}], {pointer(ref)}, {program.outputs[output].nbytes});")
+        size = program.outputs[output].nbytes
+        steps.append(_alone(name, f"__builtin_memcpy(outputs[{output}], {pointer(ref)}, {size});"))
+    threads = not target.is_wasm
     fields: dict[str, Any] = {
         "name": name,
         "NAME": name.upper(),
@@ -99,7 +119,13 @@ def generate(name: str, title: str, program: Program, layout: Layout, symbols: d
         "magic": f"0x{magic:016x}",
         "weights": f"{name}__weights",
         "declarations": "\n".join(declared.values()),
-        "calls": "\n".join(steps),
+        "calls": "\n".join(
+            f"        case {i}:\n            {step}\n            break;" for i, step in enumerate(steps)
+        ),
+        "steps": len(steps),
+        "own_bytes": align(max([1, *(size for _, size in teams.values())])),
+        "and_threads": ", and pthreads for " + f"{name}_{THREADS}" if threads else ", no threads",
+        "or_threads": ", or in several" if threads else "",
         "inputs": len(program.inputs),
         "outputs": len(program.outputs),
         "input_bytes": ", ".join(str(t.nbytes) for t in program.inputs) or "0",
@@ -113,26 +139,39 @@ def generate(name: str, title: str, program: Program, layout: Layout, symbols: d
     for const, offset in zip(program.consts, layout.consts, strict=True):
         raw = np.ascontiguousarray(const).tobytes()
         blob[offset : offset + len(raw)] = raw
-    template = {k: Template((TEMPLATES / "native" / k).read_text()).substitute(fields) for k in ("model.h", "model.c")}
-    return Glue(template["model.h"], template["model.c"], bytes(blob) or bytes(align(1)))
+
+    def filled(file: str) -> str:
+        return Template((TEMPLATES / "native" / file).read_text()).substitute(fields)
+
+    fields["threads"] = filled("threads.h") if threads else ""
+    sources = {file: filled(file) for file in ("team.h", "model.c", *((THREADED,) if threads else ()))}
+    return Glue(filled("model.h"), sources, bytes(blob) or bytes(align(1)))
+
+
+def _alone(name: str, statement: str) -> str:
+    """For the first thread; the others wait."""
+    return f"if (!team->task) {statement}\n            {name}__barrier(team);"
 
 
 def link(name: str, glue: Glue, kernels: bytes, target: Target, directory: Path) -> dict[str, bytes]:
     """The native files of a target: name -> content. Works inside `directory`, which must be empty."""
     (directory / f"{name}.h").write_text(glue.header)
-    (directory / "model.c").write_text(glue.source)
+    for file, source in glue.sources.items():
+        (directory / file).write_text(source)
     (directory / "weights.bin").write_bytes(glue.weights)
     fields = {"alignment": ALIGNMENT, "weights": f"{name}__weights"}
     (directory / "weights.c").write_text(Template((TEMPLATES / "native" / "weights.c").read_text()).substitute(fields))
-    objects = ["model.o", "weights.o"]
-    flags = ["-O2", "-g0", "-std=gnu23", "-ffreestanding", "-fno-sanitize=all", "-fno-stack-protector"]
+    flags = ["-O2", "-g0", "-std=gnu23", "-fno-sanitize=all", "-fno-stack-protector"]
     flags += [] if target.is_wasm else ["-fPIC"]
-    for source in ("model.c", "weights.c"):
-        _checked(["cc", "-target", target.zig, *flags, "-c", source, "-o", source.replace(".c", ".o")], directory)
+    objects = []
+    for file in (*(f for f in glue.sources if f.endswith(".c")), "weights.c"):
+        hosted = [] if file == THREADED else ["-ffreestanding"]
+        objects.append(file.replace(".c", ".o"))
+        _checked(["cc", "-target", target.zig, *flags, *hosted, "-c", file, "-o", objects[-1]], directory)
     if kernels:
         (directory / "kernels.o").write_bytes(kernels)
         objects.append("kernels.o")
-    exports = [f"{name}_{e}" for e in EXPORTS]
+    exports = [f"{name}_{e}" for e in (*EXPORTS, *([] if target.is_wasm else [THREADS]))]
     if target.is_wasm:
         return {f"{name}.wasm": _wasm(objects, exports, directory)}
     files = {f"lib{name}{target.library}": _shared(name, objects, exports, target, directory)}
@@ -144,7 +183,7 @@ def link(name: str, glue: Glue, kernels: bytes, target: Target, directory: Path)
 
 def _shared(name: str, objects: list[str], exports: list[str], target: Target, directory: Path) -> bytes:
     out = f"lib{name}{target.library}"
-    command = ["cc", "-target", target.zig, "-O2", "-shared", "-fPIC", "-s", *objects, "-o", out, "-lm"]
+    command = ["cc", "-target", target.zig, "-O2", "-shared", "-fPIC", "-s", *objects, "-o", out, "-lm", "-lpthread"]
     if target.library == ".so":
         names = "".join(f"{e}; " for e in exports)
         (directory / "exports.map").write_text(f"{{ global: {names}local: *; }};\n")
@@ -159,9 +198,13 @@ def _shared(name: str, objects: list[str], exports: list[str], target: Target, d
 
 
 def _archive(name: str, objects: list[str], directory: Path) -> bytes:
-    """One object per network, stripped of debug information, in an archive without times and owners."""
-    _checked(["ld.lld", "-m", "aarch64linux", "-r", "-S", *objects, "-o", f"{name}.o"], directory)
-    _checked(["ar", "rcsD", f"lib{name}.a", f"{name}.o"], directory)
+    """One object per network, stripped of debug information, in an archive without times and owners; a second one is
+    only linked (and only then needs pthreads) where threads are asked for."""
+    threads = THREADED.replace(".c", ".o")
+    whole = [o for o in objects if o != threads]
+    for out, parts in ((f"{name}.o", whole), (f"{name}_threads.o", [threads])):
+        _checked(["ld.lld", "-m", "aarch64linux", "-r", "-S", *parts, "-o", out], directory)
+    _checked(["ar", "rcsD", f"lib{name}.a", f"{name}.o", f"{name}_threads.o"], directory)
     return (directory / f"lib{name}.a").read_bytes()
 
 

@@ -34,6 +34,10 @@ def compile_target(
 ) -> Artifact:
     """Compile for one target. Deterministic: the same model and target give the same bytes. Raises `Unsupported`."""
     prepared = prepare(model, shapes, tvm_api.imported_ops() | frozenset(CONVERTERS))
+    if target.name == "cuda":
+        from spa.codegen.cuda.artifact import compile_gpu
+
+        return Artifact(*compile_gpu(prepared, title, target, _kernel_rows))
     inputs, outputs = interface(prepared)
     chosen = dispatch.dispatch(prepared, target, kernels.FAMILIES)
     own = {op: served[0][1].build() for op, served in chosen.kernels.items()}
@@ -46,10 +50,11 @@ def compile_target(
     symbols = {kernel: f"{name}__{kernel}" for kernel in lowered.kernels}
     with tempfile.TemporaryDirectory(prefix="spa-") as folder:
         work = Path(folder)
-        compiled = tvm_api.emit(lowered, target, symbols, work)
+        compiled = tvm_api.emit(lowered, target, symbols, work, None if target.is_wasm else name)
         layout = plan_memory(program, compiled.scratch)
         magic = int.from_bytes(hashlib.sha256(repr((name, inputs, outputs, layout)).encode()).digest()[:8], "big")
-        glue = link.generate(name, title, program, layout, symbols, magic)
+        teams = {kernel: (own.offset, own.nbytes) for kernel, own in compiled.teams.items()}
+        glue = link.generate(name, title, program, layout, symbols, magic, target, teams)
         (work / "link").mkdir()
         files = link.link(name, glue, compiled.data, target, work / "link")
     library = f"{name}.wasm" if target.is_wasm else f"lib{name}{target.library}"

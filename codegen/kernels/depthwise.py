@@ -14,6 +14,7 @@ import numpy as np
 
 from spa.codegen.kernels.epilogue import evaluate
 from spa.codegen.kernels.isa import Isa, isa_of
+from spa.codegen.kernels.parallel import everyone, parallel
 from spa.codegen.kernels.tile import Columns, columns_of
 from spa.codegen.kernels.vector import (
     Expr,
@@ -112,8 +113,7 @@ def _tile(isa: Isa, w: Window) -> tuple[int, int]:
 def build_depthwise(p: Depthwise) -> Any:
     """The PrimFunc: x, tensor operands, then weights [channels][taps], bias, vectors, then y; all flat."""
     w = p.window
-    image, total, lanes = w.out[0] * w.out[1], w.channels * p.multiplier, p.columns.lanes
-    taps = product(w.kernel)
+    image, total, taps = w.out[0] * w.out[1], w.channels * p.multiplier, product(w.kernel)
     with function() as f:
         x = argument("x", w.batch * w.channels * w.size[0] * w.size[1])
         tensors = [argument(f"t{i}", w.batch * total * image) for i in range(p.tensors)]
@@ -121,37 +121,54 @@ def build_depthwise(p: Depthwise) -> Any:
         bias = argument("bias", total) if p.bias else None
         vectors = argument("vectors", p.vectors * total) if p.vectors else None
         y = argument("y", w.batch * total * image)
-        staged = None if p.staged.dense else scratch(p.planes.channel)
-        if staged is not None:
-            borders(p.staged, p.planes, staged, 1, p.columns.full)
-        with loop(w.batch) as n, loop(w.channels) as c:
-            base = (n * w.channels + c) * (w.size[0] * w.size[1])
+        with everyone():
+            staged = None if p.staged.dense else scratch(p.planes.channel)
             if staged is not None:
-                interior(p.staged, p.planes, x, base, staged, 1, p.columns.full)
-            source, start = (x, base) if staged is None else (staged, 0)
-            with loop(p.multiplier) as q, loop(covering(w.out[0], p.rows)) as i:
-                channel, row = c * p.multiplier + q, shifted(i, p.rows, p.rows, w.out[0])
-                for width, starts in p.columns.walk():
-                    with starts as (at, _):
-                        tile = registers(p.rows, width, lanes)
-                        for r in range(p.rows):
-                            for v in range(width):
-                                initial = splat(bias[channel], lanes) if bias is not None else number(0, lanes)
-                                put(tile[r][v], initial)
-                        _accumulate(
-                            p, tile, source, start + row * (p.strides[0] * p.planes.pitch), weights, channel * taps, at
-                        )
-
-                        def vector(k: int, channel: Expr = channel) -> Expr:
-                            assert vectors is not None
-                            return splat(vectors[k * total + channel], lanes)
-
-                        for r in range(p.rows):
-                            for v in range(width):
-                                to = (n * total + channel) * image + (row + r) * w.out[1] + at[v]
-                                value = evaluate(p.steps, tile[r][v][0], to, vector, tensors, lanes)
-                                store(y, value, to, lanes)
+                borders(p.staged, p.planes, staged, 1, p.columns.full)
+            with loop(w.batch) as n, parallel(w.channels) as c:
+                _channel(p, n, c, x, staged, weights, bias, vectors, tensors, y)
     return f.primfunc
+
+
+def _channel(
+    p: Depthwise,
+    n: Expr,
+    c: Expr,
+    x: Any,
+    staged: Any,
+    weights: Any,
+    bias: Any,
+    vectors: Any,
+    tensors: list[Any],
+    y: Any,
+) -> None:
+    """The outputs of one channel of one picture."""
+    w, lanes = p.window, p.columns.lanes
+    image, total, taps = w.out[0] * w.out[1], w.channels * p.multiplier, product(w.kernel)
+    base = (n * w.channels + c) * (w.size[0] * w.size[1])
+    if staged is not None:
+        interior(p.staged, p.planes, x, base, staged, 1, p.columns.full)
+    source, start = (x, base) if staged is None else (staged, 0)
+    with loop(p.multiplier) as q, loop(covering(w.out[0], p.rows)) as i:
+        channel, row = c * p.multiplier + q, shifted(i, p.rows, p.rows, w.out[0])
+        for width, starts in p.columns.walk():
+            with starts as (at, _):
+                tile = registers(p.rows, width, lanes)
+                for r in range(p.rows):
+                    for v in range(width):
+                        initial = splat(bias[channel], lanes) if bias is not None else number(0, lanes)
+                        put(tile[r][v], initial)
+                _accumulate(p, tile, source, start + row * (p.strides[0] * p.planes.pitch), weights, channel * taps, at)
+
+                def vector(k: int, channel: Expr = channel) -> Expr:
+                    assert vectors is not None
+                    return splat(vectors[k * total + channel], lanes)
+
+                for r in range(p.rows):
+                    for v in range(width):
+                        to = (n * total + channel) * image + (row + r) * w.out[1] + at[v]
+                        value = evaluate(p.steps, tile[r][v][0], to, vector, tensors, lanes)
+                        store(y, value, to, lanes)
 
 
 def _accumulate(p: Depthwise, tile: Any, source: Any, place: Expr, weights: Any, first: Expr, at: list[Expr]) -> None:

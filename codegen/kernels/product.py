@@ -16,10 +16,12 @@ with their `rows` values at va[e] and the place of their k in X at ix[e].
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from spa.codegen.kernels.epilogue import evaluate
+from spa.codegen.kernels.parallel import MANY, parallel
 from spa.codegen.kernels.tile import Columns
 from spa.codegen.kernels.vector import (
     Expr,
@@ -100,8 +102,7 @@ class _Writer:
     def write(self) -> None:
         p, w = self.p, self.p.window
         staged = None if w.dense else scratch(w.channels * p.planes.channel)
-        self.packed = scratch(p.k * p.pitch) if p.way == "packed" else None
-        self.flat = scratch(p.rows * p.columns.padded) if p.way == "flat" else None
+        self.packed = self.flat = None
         with loop(w.batch) as n:
             self.n, self.source, self.base = n, self.x, n * (w.channels * w.size[0] * w.size[1])
             if staged is not None:
@@ -122,7 +123,9 @@ class _Writer:
         return self.p.planes.pitch == self.p.window.out[1]
 
     def _blocks_outside(self) -> None:
-        with loop(self.p.blocks) as b:
+        with self._shared_blocks() as b:
+            if self.p.way == "flat":
+                self.flat = scratch(self.p.rows * self.p.columns.padded)
             with loop(self._rows()) as row:
                 for columns, starts in self.p.columns.walk():
                     with starts as (at, _):
@@ -131,16 +134,22 @@ class _Writer:
                 self._leave(b)
 
     def _pixels_outside(self) -> None:
-        with loop(self._rows()) as row:
-            for columns, starts in self.p.columns.walk():
+        """Threads share the rows, or the tiles of one row, where there are many; else the blocks."""
+        rows, tiles = self._rows(), len(self.p.columns.tiles())
+        with parallel(rows, shared=rows >= MANY) as row:
+            for columns, starts in self.p.columns.walk(shared=rows < MANY <= tiles):
                 with starts as (at, _):
-                    if self.packed is not None:
+                    if self.p.way == "packed":
+                        self.packed = scratch(self.p.k * self.p.pitch)
                         self._pack(row, columns, at)
-                    with loop(self.p.blocks) as b:
+                    with self._shared_blocks(max(rows, tiles) < MANY) as b:
                         self._tile(b, row, columns, at)
 
     def _channel(self) -> Expr:
         """Where the group's first channel begins."""
+    def _shared_blocks(self, shared: bool = True) -> AbstractContextManager[Expr]:
+        return parallel(self.p.blocks, "ip" if self.p.entries and self.p.groups == 1 else None, shared)
+
         return self.base + self.g * (self.p.window.channels // self.p.groups * self.p.planes.channel)
 
     def _pack(self, row: Expr, columns: int, at: list[Expr]) -> None:
@@ -151,12 +160,12 @@ class _Writer:
             for v in range(columns):
                 store(self.packed, load(self.source, place + at[v], lanes), k * p.pitch + v * lanes, lanes)
 
-        self._each_k(row, copy)
+        self._each_k(row, copy, shared=True)
 
-    def _each_k(self, row: Expr, body: Callable[[Expr, Expr], None]) -> None:
-        """Loops over channels and taps: `body(k, where its row of pixels begins)`."""
+    def _each_k(self, row: Expr, body: Callable[[Expr, Expr], None], shared: bool = False) -> None:
+        """Loops over channels and taps: `body(k, where its row of pixels begins)`. `shared`: among threads."""
         p, taps = self.p, product(self.p.window.kernel)
-        with loop(p.window.channels // p.groups) as c:
+        with parallel(p.window.channels // p.groups, shared=shared) as c:
             place = self._channel() + c * p.planes.channel + row * p.planes.pitch
             done = 0
             for group in p.taps:

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from spa.codegen.kernels.isa import Isa
-from spa.codegen.kernels.vector import Expr, covering, fits, loop
+from spa.codegen.kernels.parallel import parallel
+from spa.codegen.kernels.vector import Expr, covering, fits
 
 NEAR = 0.75  # of the first cache that a tile's pixels may fill
 WAIT = 0.1  # of the loads, that multiply-adds do not hide
@@ -37,12 +38,12 @@ class Columns:
         small, wide = divmod(self.vectors, tiles)
         return [(n, count) for n, count in ((small + 1, wide), (small, tiles - wide)) if count]
 
-    def walk(self) -> Iterator[tuple[int, AbstractContextManager[tuple[list[Expr], Expr]]]]:
+    def walk(self, shared: bool = False) -> Iterator[tuple[int, AbstractContextManager[tuple[list[Expr], Expr]]]]:
         """For each width: the vectors of a tile, and a loop over its tiles that gives where each vector begins, and
-        where it would begin if none were shifted back."""
+        where it would begin if none were shifted back. `shared`: among threads."""
         begin, tiles = 0, sum(count for _, count in self.widths())
         for width, count in self.widths():
-            yield width, self._starts(begin, width, count, tiles == 1)
+            yield width, self._starts(begin, width, count, tiles == 1, shared)
             begin += width * self.lanes * count
 
     def tiles(self) -> list[list[int]]:
@@ -58,12 +59,14 @@ class Columns:
         return found
 
     @contextmanager
-    def _starts(self, begin: int, width: int, count: int, alone: bool) -> Iterator[tuple[list[Expr], Expr]]:
+    def _starts(
+        self, begin: int, width: int, count: int, alone: bool, shared: bool
+    ) -> Iterator[tuple[list[Expr], Expr]]:
         if alone:  # the row may be shorter than the tile: each vector is shifted for itself
             yield [min(v * self.lanes, self.length - self.lanes) for v in range(width)], begin
             return
         size = width * self.lanes
-        with loop(count) as i:
+        with parallel(count, shared=shared) as i:
             last = begin + count * size > self.length
             start = _shifted_from(begin, i, size, self.length) if last else begin + i * size
             yield [start + v * self.lanes for v in range(width)], begin + i * size

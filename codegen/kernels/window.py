@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from spa.codegen.kernels.parallel import parallel
 from spa.codegen.kernels.vector import covering, evens, fits, load, loop, number, shifted, store
 from spa.codegen.layer import Layer
 
@@ -160,7 +161,7 @@ def borders(w: Window, planes: Planes, s: Any, channels: int, lanes: int) -> Non
         above, below = rows[0] * planes.pitch, (planes.rows - rows[1]) * planes.pitch
         if not (above or below or columns[0] or columns[1] < planes.pitch):
             continue
-        with loop(channels) as c, loop(run.counts[0]) as p, loop(run.counts[1]) as q:
+        with parallel(channels) as c, loop(run.counts[0]) as p, loop(run.counts[1]) as q:
             plane = c * planes.channel + (run.index + p * run.step + q) * (planes.rows * planes.pitch)
             _zero(s, plane, above, lanes)
             if columns != (0, planes.pitch):
@@ -176,7 +177,7 @@ def interior(w: Window, planes: Planes, x: Any, at: Any, s: Any, channels: int, 
     for run in _runs(w, planes):
         rows, columns = run.rows, run.columns
         picture = w.size[0] * w.size[1]
-        with loop(channels) as c, loop(run.counts[0]) as p, loop(run.counts[1]) as q, loop(rows[1] - rows[0]) as i:
+        with parallel(channels) as c, loop(run.counts[0]) as p, loop(run.counts[1]) as q, loop(rows[1] - rows[0]) as i:
             source = at + c * picture + ((i + rows[0]) * w.strides[0] + run.first[0] + p - w.pads[0]) * w.size[1]
             source += columns[0] * w.strides[1] + run.first[1] + q - w.pads[1]
             plane = (run.index + p * run.step + q) * planes.rows

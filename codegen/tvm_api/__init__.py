@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from spa.codegen.tvm_api.frontend import Converter, constant, import_onnx, imported_ops
 from spa.codegen.tvm_api.library import PrimFunc, ir_builder, onnx_frontend, relax, te, tirx, tvm
-from spa.codegen.tvm_api.objects import Object, emit
+from spa.codegen.tvm_api.objects import Object, Own, assembly, emit
 from spa.codegen.tvm_api.planned_calls import Lowered, lower
 from spa.codegen.tvm_api.schedules import BlockFacts, ScheduleError, block_facts, new_schedule
+from spa.codegen.tvm_api.teams import BALANCE, EVERYONE
 
 __all__ = [
+    "BALANCE",
+    "EVERYONE",
     "BlockFacts",
     "Converter",
     "Lowered",
     "Object",
+    "Own",
     "PrimFunc",
     "ScheduleError",
+    "assembly",
     "block_facts",
     "constant",
     "emit",

@@ -1,18 +1,19 @@
 """Kernels in TIR -> one object file with a plain C interface.
 
 The kernels run through TVM's usual TIR passes up to the one that would wrap them in packed functions; there `_plain`
-turns buffers into raw pointers instead, `_lift_scratch` every allocation into an offset from one more pointer, and what
-is left needs nothing but libm and memcpy.
+turns buffers into raw pointers instead, `_with_scratch` every allocation into an offset from one more pointer, and what
+is left needs nothing but libm and memcpy. Parallel loops become serial, or the parts of a team (see `teams`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from spa.codegen.target import Target
+from spa.codegen.tvm_api import teams
 from spa.codegen.tvm_api.library import PrimFunc, first_line, s_tir, tirx, tvm, tvm_ffi
 from spa.codegen.tvm_api.planned_calls import Lowered
 from spa.codegen.tvm_api.targets import tvm_target
@@ -22,22 +23,21 @@ STACK_BYTES = 1024  # allocations of this size or more leave the stack (TVM woul
 
 
 @dataclass(frozen=True)
+class Own:
+    """Of its scratch, the bytes that each thread of a team needs for itself: where they begin, how many."""
+
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Object:
-    """An object file, and for each kernel the scratch bytes its last pointer must have."""
+    """An object file, and for each kernel the scratch bytes its last pointer must have. `teams`: the kernels that
+    threads run together, see `emit`."""
 
     data: bytes
     scratch: dict[str, int]
-
-
-def _serial(body: Any) -> Any:
-    """Parallel loops as serial ones: there is no thread pool to run them."""
-
-    def rewrite(loop: Any) -> Any:
-        if loop.kind != tirx.ForKind.PARALLEL:
-            return loop
-        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
-
-    return tvm_ffi.structural_map(body, (tirx.For, rewrite))
+    teams: dict[str, Own] = field(default_factory=dict)
 
 
 def _plain(module: Any) -> Any:
@@ -52,7 +52,7 @@ def _plain(module: Any) -> Any:
                 declarations.append(tirx.DeclBuffer(param, data=pointer))
             else:
                 params.append(param)
-        body = _serial(f.body)
+        body = f.body
         for key, value in (("device_type", 1), ("device_id", 0)):  # LowerTVMBuiltin asks for both
             body = tirx.AttrStmt(tvm.ir.StringImm("default"), key, tirx.IntImm("int32", value), body)
         body = tirx.SeqStmt([*declarations, body, tirx.Return(tirx.IntImm("int32", 0))])
@@ -60,27 +60,51 @@ def _plain(module: Any) -> Any:
     return tvm.IRModule(plain, attrs=module.attrs)
 
 
-def _lift_scratch(f: PrimFunc) -> tuple[PrimFunc, int]:
+class _Scratch:
     """Allocations -> offsets from one more pointer argument, so that the object needs no allocator."""
-    scratch = tirx.Var("scratch", tvm.ir.PointerType(tvm.ir.PrimType("uint8")))
-    top = 0
 
-    def rewrite(statement: Any) -> Any:
-        nonlocal top
+    def __init__(self, name: str) -> None:
+        self.pointer = tirx.Var(name, tvm.ir.PointerType(tvm.ir.PrimType("uint8")))
+        self.top = 0
+
+    def move(self, statement: Any) -> Any:
+        """An AllocBuffer, whatever its size."""
         buffer = statement.buffer
-        size = math.prod(int(d) for d in buffer.shape) * ((buffer.dtype.bits * buffer.dtype.lanes + 7) // 8)
-        if buffer.scope() == "global" and size < STACK_BYTES:
-            return statement
-        offset, top = top, (top + size + 63) // 64 * 64
-        pointer = tirx.reinterpret(tirx.buffer_data_pointer_type(buffer), tirx.handle_add_byte_offset(scratch, offset))
-        return tirx.DeclBuffer(buffer, data=pointer)
+        offset, self.top = self.top, (self.top + _nbytes(buffer) + 63) // 64 * 64
+        pointer = tirx.handle_add_byte_offset(self.pointer, offset)
+        return tirx.DeclBuffer(buffer, data=tirx.reinterpret(tirx.buffer_data_pointer_type(buffer), pointer))
 
-    body = tvm_ffi.structural_map(f.body, (tirx.AllocBuffer, rewrite))
-    return tirx.PrimFunc([*f.params, scratch], body, f.ret_type, f.attrs), top
+    def move_all(self, body: Any) -> Any:
+        """Those that are too large for the stack."""
+
+        def rewrite(statement: Any) -> Any:
+            buffer = statement.buffer
+            fits = buffer.scope() == "global" and _nbytes(buffer) < STACK_BYTES
+            return statement if fits else self.move(statement)
+
+        return tvm_ffi.structural_map(body, (tirx.AllocBuffer, rewrite))
 
 
-def _pipeline(scratch: dict[str, int]) -> Any:
-    """TVM's TIR passes up to its packed calling convention, then our own; fills `scratch`."""
+def _nbytes(buffer: Any) -> int:
+    return math.prod(int(d) for d in buffer.shape) * ((buffer.dtype.bits * buffer.dtype.lanes + 7) // 8)
+
+
+def _with_scratch(f: PrimFunc, prefix: str | None) -> tuple[PrimFunc, int, Own | None]:
+    """The function with its scratch as an argument, its bytes, and what of them is a thread's own, if it has a team."""
+    scratch = _Scratch("scratch")
+    if prefix is None or not teams.has_parallel(f.body):
+        body = scratch.move_all(teams.serial(f.body))
+        return tirx.PrimFunc([*f.params, scratch.pointer], body, f.ret_type, f.attrs), scratch.top, None
+    own, member = _Scratch("own"), teams.Member.new(prefix)
+    pointers = {p.name.removesuffix("_ptr"): p for p in f.params}
+    body = teams.shared(f.body, member, pointers, own.move_all, scratch.move)
+    body = scratch.move_all(body)
+    params = [*f.params, scratch.pointer, own.pointer, *member.params]
+    return tirx.PrimFunc(params, body, f.ret_type, f.attrs), scratch.top + own.top, Own(scratch.top, own.top)
+
+
+def _pipeline(found: Object, prefix: str | None) -> Any:
+    """TVM's TIR passes up to its packed calling convention, then our own; fills `scratch` and `teams` of `found`."""
     s, x = s_tir.transform, tirx.transform
     before = [
         *(
@@ -114,26 +138,42 @@ def _pipeline(scratch: dict[str, int]) -> Any:
         module = tvm.transform.Sequential([x.FP8StorageLegalize(), x.BF16StorageLegalize()])(_plain(module))
         lifted = {}
         for var, f in module.functions.items():
-            lifted[var], scratch[var.name_hint] = _lift_scratch(f)
+            lifted[var], found.scratch[var.name_hint], own = _with_scratch(f, prefix)
+            if own is not None:
+                found.teams[var.name_hint] = own
         return tvm.IRModule(lifted, attrs=module.attrs)
 
     host = tvm.transform.Sequential([x.LowerTVMBuiltin(), x.LowerIntrin()])
     return plain, lambda: host, lambda: tvm.transform.Sequential([x.LowerIntrin()])
 
 
-def emit(lowered: Lowered, target: Target, symbols: dict[str, str], directory: Path) -> Object:
+def emit(lowered: Lowered, target: Target, symbols: dict[str, str], directory: Path, team: str | None = None) -> Object:
     """Compile the kernels to one object; `symbols` gives the C name of each. Each takes its pointers in order and one
-    more to its scratch, and returns 0. `directory` holds the file while it is written."""
+    more to its scratch, and returns 0. `directory` holds the file while it is written.
+
+    With `team`, a C name, kernels with parallel loops are for threads, and take their own scratch, `int32_t task`,
+    `int32_t tasks` and a pointer to their team after that; they call `<team>__barrier` and `<team>__split`.
+    """
     if not lowered.kernels:
         return Object(b"", {})
-    scratch: dict[str, int] = {}
-    tirx.register_tir_pipeline("spa", lambda: _pipeline(scratch))
-    module = tvm.IRModule({name: f.with_attr("global_symbol", symbols[name]) for name, f in lowered.kernels.items()})
     path = directory / "kernels.o"
+    library, found = _build(lowered, target, symbols, team)
+    library.write_to_file(str(path), "o")
+    return replace(found, data=path.read_bytes())
+
+
+def assembly(lowered: Lowered, target: Target, symbols: dict[str, str], team: str | None = None) -> str:
+    """What `emit` would put into the object, as text for an assembler."""
+    library, _ = _build(lowered, target, symbols, team)
+    return str(library.inspect_source("s"))
+
+
+def _build(lowered: Lowered, target: Target, symbols: dict[str, str], team: str | None) -> tuple[Any, Object]:
+    found = Object(b"", {})
+    tirx.register_tir_pipeline("spa", lambda: _pipeline(found, team))
+    module = tvm.IRModule({name: f.with_attr("global_symbol", symbols[name]) for name, f in lowered.kernels.items()})
     try:
         with tvm.target.Target({"kind": "llvm"}):
-            library = tirx.build(module, target=tvm_target(target), pipeline="spa")
-        library.write_to_file(str(path), "o")
+            return tirx.build(module, target=tvm_target(target), pipeline="spa"), found
     except Exception as error:
         raise Unsupported(f"TVM cannot generate code for {target.name}: {first_line(error)}") from error
-    return Object(path.read_bytes(), scratch)

@@ -1,4 +1,4 @@
-/* Runs a network once: runner INPUTS OUTPUTS, both files of dense tensors one behind the other.
+/* Runs a network once: runner INPUTS OUTPUTS [THREADS], both files of dense tensors one behind the other.
  * Built with MODEL(name) giving the model's functions, INPUTS and OUTPUTS their numbers. */
 #include "model.h"
 
@@ -14,7 +14,7 @@ static int fail(const char *what, int code) {
 
 int main(int argc, char **argv) {
     static void *inputs[INPUTS + 1], *outputs[OUTPUTS + 1];
-    if (argc != 3) return fail("usage: runner INPUTS OUTPUTS", 2);
+    if (argc != 3 && argc != 4) return fail("usage: runner INPUTS OUTPUTS [THREADS]", 2);
     FILE *in = fopen(argv[1], "rb");
     if (!in) return fail("cannot read the inputs", 2);
     for (int i = 0; i < INPUTS; i++) {
@@ -29,8 +29,11 @@ int main(int argc, char **argv) {
     void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64), *net = 0;
     int code = CALL(init)(memory, bytes, (void *)&net);
     if (code) return fail("init", code);
+    code = CALL(set_threads)(net, argc == 4 ? atoi(argv[3]) : 1);
+    if (code) return fail("threads", code);
     code = CALL(run)(net, (const void *const *)inputs, outputs);
     if (code) return fail("run", code);
+    CALL(set_threads)(net, 1);
     FILE *out = fopen(argv[2], "wb");
     if (!out) return fail("cannot write the outputs", 2);
     for (int i = 0; i < OUTPUTS; i++) {

@@ -26,6 +26,10 @@ export class Network {
   output<K extends keyof Outputs>(name: K): Outputs[K];
   /** Run once on what the inputs' memory holds. */
   step(): void;
+  /** For measurements: a run is the steps 0 to `steps` - 1, one after the other. */
+  readonly steps: number;
+  /** Run one step on what those before it left. */
+  runStep(index: number): void;
   /** Run once: typed arrays by input name in, fresh typed arrays by output name out. */
   run(feeds: Inputs): Outputs;
 }

@@ -12,7 +12,7 @@ $outputs]);
 const ARRAYS = { $arrays };
 const ALIGNMENT = 64;
 const PAGE = 65536;
-const ERRORS = ["ok", "a pointer is null", "misaligned memory", "not enough memory", "not initialised", "a kernel failed"];
+const ERRORS = ["ok", "a pointer is null", "misaligned memory", "not enough memory", "not initialised", "a kernel failed", "no such threads"];
 
 /** Compile the module: from its bytes, a Response or a WebAssembly.Module, or from the .wasm file beside this one. */
 async function compile(source) {
@@ -96,6 +96,16 @@ export class Network {
   /** Run once on what the inputs' memory holds. */
   step() {
     check(this.#exports.${name}_run(this.#state, this.#inputTable, this.#outputTable));
+  }
+
+  /** For measurements: a run is the steps 0 to `steps` - 1, one after the other. */
+  get steps() {
+    return this.#exports.${name}_steps();
+  }
+
+  /** Run one step on what those before it left. */
+  runStep(index) {
+    check(this.#exports.${name}_run_step(this.#state, this.#inputTable, this.#outputTable, index));
   }
 
   /** Run once: typed arrays by input name in, fresh typed arrays by output name out. */

@@ -1,6 +1,7 @@
 // Drives a network's ES module for spa: node node.mjs MODULE_URL FOLDER, then one command per line on stdin.
 //   run    read FOLDER/inputs (dense, one behind the other), run, write FOLDER/outputs
 //   step   run once more on the same inputs
+//   part I  run the I-th step alone; parts  how many there are
 // Each is answered by one line of JSON with the milliseconds of the run itself.
 import { readFileSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
@@ -9,9 +10,9 @@ const [url, folder] = process.argv.slice(2);
 const { load, inputs, outputs } = await import(url);
 const net = await load();
 
-function timed() {
+function timed(run) {
   const begin = performance.now();
-  net.step();
+  run();
   return performance.now() - begin;
 }
 
@@ -26,7 +27,12 @@ for await (const line of createInterface({ input: process.stdin })) {
       at += t.bytes;
     }
   }
-  const ms = timed();
+  const [, part] = line.split(" ");
+  if (line === "parts") {
+    process.stdout.write(JSON.stringify({ parts: net.steps }) + "\n");
+    continue;
+  }
+  const ms = timed(part === undefined ? () => net.step() : () => net.runStep(Number(part)));
   if (line === "run") writeFileSync(folder + "/outputs", Buffer.concat(outputs.map((t) => bytes(net.output(t.name)))));
   process.stdout.write(JSON.stringify({ ms }) + "\n");
 }

@@ -98,7 +98,8 @@ def _feeds(bundle: Bundle) -> dict[str, Any]:
 
 def _step(bundle: Bundle, target: str, engine: str | None) -> tuple[Step, Any]:
     from spa.runtime.load import target_of
-    from spa.runtime.run import Qemu, open_engine
+    from spa.runtime.library import Qemu
+    from spa.runtime.run import open_engine
 
     loaded = target_of(bundle.path, target)
     running = open_engine(loaded, engine)

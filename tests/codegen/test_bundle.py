@@ -62,7 +62,7 @@ def test_exported_symbols(bundle: Bundle) -> None:
     """Exactly the functions of the header, and no undefined ones but libc's."""
     module = pytest.importorskip("wasmtime")
     wasm = module.Module.from_file(module.Engine(), str(bundle.path / "wasm" / "own_net_1.wasm"))
-    functions = {"instance_bytes", "arena_bytes", "input_bytes", "output_bytes", "init", "run"}
+    functions = {"instance_bytes", "arena_bytes", "input_bytes", "output_bytes", "init", "run", "steps", "run_step"}
     names = {f"own_net_1_{f}" for f in functions}
     assert wasm.imports == []
     assert {e.name for e in wasm.exports} == {"memory", "__heap_base", *names}

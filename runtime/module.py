@@ -1,0 +1,154 @@
+"""Engines for WebAssembly modules: wasmtime in this process, Node beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from spa.errors import MissingTool, SpaError
+from spa.runtime.engine import ALIGNMENT, fail, split
+from spa.runtime.load import Target
+from spa.runtime.tensor import Array, ordered
+from spa.runtime.toolchain import need
+
+
+class Wasmtime:
+    """The module in wasmtime, in this process."""
+
+    def __init__(self, target: Target) -> None:
+        try:
+            import wasmtime
+        except ImportError as error:
+            raise MissingTool(
+                "wasmtime is not installed: it runs wasm artifacts", hint="pip install wasmtime, or --engine node"
+            ) from error
+        self.target = target
+        engine = wasmtime.Engine()
+        module = wasmtime.Module.from_file(engine, str(target.file(target.library)))
+        self._store = wasmtime.Store(engine)
+        exports: Any = wasmtime.Instance(self._store, module, []).exports(self._store)
+        self._memory = exports["memory"]
+        if "_initialize" in exports:
+            exports["_initialize"](self._store)
+        top = int(exports["__heap_base"].value(self._store))
+
+        def take(count: int) -> int:
+            nonlocal top
+            at = -(-top // ALIGNMENT) * ALIGNMENT
+            top = at + count
+            return at
+
+        size = exports[f"{target.prefix}_instance_bytes"](self._store)
+        memory = take(size)
+        self._input_at = [take(t.nbytes) for t in target.inputs]
+        self._output_at = [take(t.nbytes) for t in target.outputs]
+        tables = [take(4 * len(at) + 4) for at in (self._input_at, self._output_at)]
+        pages = -(-top // 65536) - self._memory.size(self._store)
+        if pages > 0:
+            self._memory.grow(self._store, pages)
+        for table, places in zip(tables, (self._input_at, self._output_at), strict=True):
+            self._memory.write(self._store, np.array(places, "<u4").tobytes(), table)
+        slot = tables[0] + 4 * len(self._input_at)
+        fail(exports[f"{target.prefix}_init"](self._store, memory, size, slot), target.prefix)
+        instance = int.from_bytes(self._memory.read(self._store, slot, slot + 4), "little")
+        self._run, self._run_step = exports[f"{target.prefix}_run"], exports[f"{target.prefix}_run_step"]
+        self._parts = int(exports[f"{target.prefix}_steps"](self._store))
+        self._arguments = (instance, *tables)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        for at, array in zip(self._input_at, ordered(feeds, self.target.inputs), strict=True):
+            self._memory.write(self._store, array.tobytes(), at)
+        self.step()
+        places = zip(self.target.outputs, self._output_at, strict=True)
+        return split(
+            b"".join(bytes(self._memory.read(self._store, at, at + t.nbytes)) for t, at in places), self.target.outputs
+        )
+
+    def step(self) -> float:
+        return self._timed(self._run)
+
+    def parts(self) -> int:
+        return self._parts
+
+    def part(self, index: int) -> float:
+        return self._timed(self._run_step, index)
+
+    def _timed(self, function: Any, *more: int) -> float:
+        begin = time.perf_counter()
+        code = function(self._store, *self._arguments, *more)
+        seconds = time.perf_counter() - begin
+        fail(code, self.target.prefix)
+        return seconds
+
+    def close(self) -> None: ...
+
+
+class Node:
+    """The ES module in a Node process, as a user of the bundle would load it."""
+
+    def __init__(self, target: Target) -> None:
+        self.target, node = target, need("node")
+        target.file(target.library)
+        module = target.file(f"{target.prefix}.mjs").resolve()
+        script = Path(__file__).parent / "wasm" / "node.mjs"
+        self._folder = tempfile.TemporaryDirectory(prefix="spa-")
+        self._errors = (Path(self._folder.name) / "stderr").open("w+")
+        self._process = subprocess.Popen(
+            [node, str(script), module.as_uri(), self._folder.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def _ask(self, command: str) -> dict[str, Any]:
+        assert self._process.stdin and self._process.stdout
+        try:
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self._process.wait()
+            self._errors.seek(0)
+            raise SpaError(f"{self.target.prefix} failed in Node: {self._errors.read().strip()[-300:]}", "runtime")
+        result: dict[str, Any] = json.loads(answer)
+        return result
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        folder = Path(self._folder.name)
+        (folder / "inputs").write_bytes(b"".join(a.tobytes() for a in ordered(feeds, self.target.inputs)))
+        self._ask("run")
+        return split((folder / "outputs").read_bytes(), self.target.outputs)
+
+    def step(self) -> float:
+        return float(self._ask("step")["ms"]) / 1e3
+
+    def parts(self) -> int:
+        return int(self._ask("parts")["parts"])
+
+    def part(self, index: int) -> float:
+        return float(self._ask(f"part {index}")["ms"]) / 1e3
+
+    def close(self) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._errors.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
