@@ -145,11 +145,11 @@ class _Writer:
                     with self._shared_blocks(max(rows, tiles) < MANY) as b:
                         self._tile(b, row, columns, at)
 
-    def _channel(self) -> Expr:
-        """Where the group's first channel begins."""
     def _shared_blocks(self, shared: bool = True) -> AbstractContextManager[Expr]:
         return parallel(self.p.blocks, "ip" if self.p.entries and self.p.groups == 1 else None, shared)
 
+    def _channel(self) -> Expr:
+        """Where the group's first channel begins."""
         return self.base + self.g * (self.p.window.channels // self.p.groups * self.p.planes.channel)
 
     def _pack(self, row: Expr, columns: int, at: list[Expr]) -> None:
