@@ -125,11 +125,21 @@ def measure(
     work = min(WORK / (reader.features + moments.outputs), VALUES) / (reader.groups * reader.features)
     rows = max(1, int(max(256, ROWS * reader.features, work)) // max(1, len(live)))
     matrix = None if weight is None else reader.matrix(weight).astype(np.float32).transpose(0, 2, 1)
+    waiting: tuple[list[list[Array]], list[list[Array]]] = [], []  # together: a sum costs as much as so many rows
+
+    def add(part: int) -> None:
+        if waiting[part]:
+            x, *same = (np.concatenate(arrays, axis=1) for arrays in zip(*waiting[part], strict=True))
+            moments.add(x, bool(part), same[0] @ matrix if same else None)
+            waiting[part].clear()
+
     for number, values in enumerate(live):
-        x = reader.unfold(values, np.random.default_rng((seed, number)), rows)
-        y = None
-        if dense is not None and matrix is not None:
-            same = reader.unfold(dense[number], np.random.default_rng((seed, number)), rows)
-            y = same.astype(np.float32, copy=False) @ matrix
-        moments.add(x, number % HELD == HELD - 1, y)
+        part = int(number % HELD == HELD - 1)
+        both = [values] if dense is None or matrix is None else [values, dense[number]]
+        x = [reader.unfold(v, np.random.default_rng((seed, number)), rows) for v in both]
+        waiting[part].append([a.astype(np.float32, copy=False) for a in x])
+        if sum(a[0].shape[1] for a in waiting[part]) >= reader.features:
+            add(part)
+    add(0)
+    add(1)
     return moments

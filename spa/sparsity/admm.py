@@ -36,11 +36,13 @@ def search(weight: Matrix, moment: Matrix, pattern: Pattern, taps: int = 1, damp
     values, vectors = exact.astype(np.float32), full.astype(np.float32)
     w0 = (weight * scale).astype(np.float32)
     target = ((w0 @ vectors) * values) @ vectors.T
-    r = np.float32(FIRST)
+    r, inverse = np.float32(FIRST), vectors
     d, v = w0, np.zeros_like(w0)
     mask = np.zeros(weight.shape, bool)
     for number in range(ROUNDS):
-        w = ((target + r * d - v) @ vectors / (values + r)) @ vectors.T
+        if number % EVERY == 0:
+            inverse = (vectors / (values + r)) @ vectors.T
+        w = (target + r * d - v) @ inverse
         free = v / r
         free += w
         new = pattern.mask(np.square(free), taps)

@@ -35,7 +35,7 @@ Masks = npt.NDArray[np.bool_]
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the inputs
 SWEEP_DAMPING = 1e-2
 MAX_GAIN = 1.3
-SEARCH_FLOPS = 2e12  # of a mask search by ADMM per layer; larger ones are swept
+SEARCH_FLOPS = 1.5e12  # of a mask search by ADMM per layer; larger ones are swept
 GOAL_FLOPS = 5e11  # of all solutions for the goal; above, it is the dense weights
 TRIED_ROWS = 64  # of a layer, by which its damping is chosen
 
@@ -104,7 +104,7 @@ def fit(w: Stack, inputs: Inputs | None, pattern: Pattern, taps: int, *, criteri
 def named(criterion: str, w: Stack) -> str:
     """What `auto` means for weights of this size."""
     groups, rows, cols = w.shape
-    flops = groups * (400.0 * rows * cols**2 + 10.0 * cols**3)
+    flops = groups * (200.0 * rows + 100.0 * cols) * cols**2
     return criterion if criterion != "auto" else "admm" if flops <= SEARCH_FLOPS else "sparsegpt"
 
 
@@ -129,26 +129,28 @@ def aim(w: Stack, inputs: Inputs) -> tuple[Stack, float]:
     if len(DAMPINGS) * groups * (cols**3 / 3 + 2.0 * rows * cols**2) > GOAL_FLOPS:
         return w, 0.0
 
-    def onward(s: Statistics, damping: float) -> Stack:
-        lack = s.yx - w @ s.xx
-        return np.stack(
-            [linalg.solve(damped(c, damping), t.T, assume_a="pos").T for c, t in zip(s.xx, lack, strict=True)]
-        )
+    def lack(s: Statistics) -> Stack:
+        return np.asarray(s.yx - w @ s.xx)
 
-    tried = []
+    def onward(s: Statistics, lack: Stack, damping: float) -> Stack:
+        solved = [linalg.solve(damped(c, damping), t.T, assume_a="pos").T for c, t in zip(s.xx, lack, strict=True)]
+        return np.stack(solved)
+
+    tried, fitted, held = [], lack(inputs.fitted), lack(inputs.held)
     for damping in DAMPINGS:
-        direction = onward(inputs.fitted, damping)
-        share = line_search(w, direction, inputs.held)
-        tried.append((squared_error(w + share * direction, inputs.held), damping, share))
+        gain, share = line_search(onward(inputs.fitted, fitted, damping), inputs.held, held)
+        tried.append((-gain, damping, share))
     _, damping, share = min(tried)
-    return w + share * onward(inputs.all, damping) if share else w, share
+    return w + share * onward(inputs.all, lack(inputs.all), damping) if share else w, share
 
 
-def line_search(start: Stack, direction: Stack, s: Statistics) -> float:
-    """The share in [0, 1] of `direction` with the least squared error."""
+def line_search(direction: Stack, s: Statistics, lack: Stack) -> tuple[float, float]:
+    """By how much the squared error falls along `direction`, and the share of it in [0, 1] where it is least; `lack` is
+    y x^T - W x x^T where the line starts."""
     bend = float(np.einsum("gof,gof->", direction @ s.xx, direction))
-    slope = float(np.einsum("gof,gof->", s.yx - start @ s.xx, direction))
-    return min(1.0, max(0.0, slope / bend)) if bend > 0 else 0.0
+    slope = float(np.einsum("gof,gof->", lack, direction))
+    share = min(1.0, max(0.0, slope / bend)) if bend > 0 else 0.0
+    return share * (2 * slope - share * bend), share
 
 
 def squared_error(new: Stack, s: Statistics, rows: slice = slice(None)) -> float:
@@ -178,19 +180,23 @@ def choose(
     return masks.prune_and_grow(weight, moment, s.x[g], first, pattern) if criterion == "dsnot" else first, None
 
 
-def refitted(goal: Stack, mask: Masks, s: Statistics, damping: float, start: Stack | None = None) -> Stack:
+def refitted(
+    goal: Stack, mask: Masks, s: Statistics, damping: float, start: Stack | None = None, exact: bool | None = None
+) -> Stack:
     starts = [None] * len(goal) if start is None else list(start)
-    return np.stack([refit.refit(t, s.xx[g], mask[g], damping, starts[g]) for g, t in enumerate(goal)])
+    return np.stack([refit.refit(t, s.xx[g], mask[g], damping, starts[g], exact) for g, t in enumerate(goal)])
 
 
 def best_damping(goal: Stack, mask: Masks, inputs: Inputs) -> float:
     """The damping with the least error on held-back inputs, fitted on the others; judged on some of the rows."""
     if goal.shape[2] > WIDE:
         return SWEEP_DAMPING
+    exact = refit.is_exact(mask[0])
     some = slice(0, None, max(1, goal.shape[0] * goal.shape[1] // TRIED_ROWS))
 
     def lost(damping: float) -> float:
-        return squared_error(refitted(goal[:, some], mask[:, some], inputs.fitted, damping), inputs.held, some)
+        new = refitted(goal[:, some], mask[:, some], inputs.fitted, damping, exact=exact)
+        return squared_error(new, inputs.held, some)
 
     return min(DAMPINGS, key=lost)
 

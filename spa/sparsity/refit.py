@@ -23,12 +23,25 @@ Matrix = npt.NDArray[Any]  # float64 or float32
 WIDE = 1024  # columns: beyond, rows are not searched for equal masks
 EXACT_FLOPS = 2e10  # of all factorisations of a layer
 ITERATIONS = 60  # of conjugate gradients, at most
-ENOUGH = 1e-2  # of what they gained so far: a step that gains less is the last
+ENOUGH = 1e-3  # of what they gained so far: two steps that gain less are the last
 
 
-def refit(weight: Matrix, moment: Matrix, mask: Mask, damping: float = 1e-3, start: Matrix | None = None) -> Matrix:
-    """[rows, cols]: the closest weights with this mask, in the sense of the inputs' second `moment`."""
-    if flops(mask) > EXACT_FLOPS and (weight.shape[1] > WIDE or flops(np.unique(mask, axis=0)) > EXACT_FLOPS):
+def is_exact(mask: Mask) -> bool:
+    """Is a layer with this mask solved exactly?"""
+    return flops(mask) <= EXACT_FLOPS or (mask.shape[1] <= WIDE and flops(np.unique(mask, axis=0)) <= EXACT_FLOPS)
+
+
+def refit(
+    weight: Matrix,
+    moment: Matrix,
+    mask: Mask,
+    damping: float = 1e-3,
+    start: Matrix | None = None,
+    exact: bool | None = None,
+) -> Matrix:
+    """[rows, cols]: the closest weights with this mask, in the sense of the inputs' second `moment`. `exact`: by factors
+    (decided by `is_exact` without), else by conjugate gradients from `start`."""
+    if not (is_exact(mask) if exact is None else exact):
         return conjugate(weight, damped(moment, damping), mask, start)
     patterns, which = np.unique(mask, axis=0, return_inverse=True)
     h = damped(moment, damping)
@@ -53,7 +66,7 @@ def conjugate(weight: Matrix, h: Matrix, mask: Mask, start: Matrix | None = None
     residual *= keep
     p = residual * inverse
     rz = dots(residual, p)
-    gained = 0.0
+    gained, idle = 0.0, 0
     for _ in range(ITERATIONS):
         hp = p @ h32
         hp *= keep
@@ -63,7 +76,8 @@ def conjugate(weight: Matrix, h: Matrix, mask: Mask, start: Matrix | None = None
         residual -= hp
         gain = float((step * rz).sum(dtype=np.float64))
         gained += gain
-        if gain <= ENOUGH * gained:
+        idle = idle + 1 if gain <= ENOUGH * gained else 0
+        if idle == 2:
             break
         z = residual * inverse
         rz, before = dots(residual, z), rz
