@@ -84,6 +84,8 @@ def fault(m: np.ndarray, taps: int, pattern: str) -> str:
                 if pool.sum() > math.ceil(len(pool) * n / k):
                     return f"{pool.sum()} of {len(pool)} in rows {top}.., columns {at}.."
         return ""
+    if found := re.fullmatch(r"taps(\d+)(?:x(\d+))?", pattern):
+        return fault_of_taps(there, taps, int(found[1]), int(found[2] or 8))
     kind, ratio = pattern.split(":")
     share = float(ratio)
     if kind == "fanin":
@@ -100,6 +102,24 @@ def fault(m: np.ndarray, taps: int, pattern: str) -> str:
         corners = [(r, c) for r in range(0, rows, high) for c in range(0, cols, wide)]
         units, used = len(corners), sum(bool(there[r : r + high, c : c + wide].any()) for r, c in corners)
     return f"{used} of {units} units" if used > kept_of(units, share) else ""
+
+
+def fault_of_taps(there: np.ndarray, taps: int, k: int, most: int) -> str:
+    """Every kernel within k taps, all kernels within `most` sets of k taps (small ones joined as they come)."""
+    if k >= taps:
+        return ""
+    channels = there.shape[1] // taps
+    used = {frozenset(np.flatnonzero(row[c::channels]).tolist()) for row in there for c in range(channels)}
+    if any(len(s) > k for s in used):
+        return f"a kernel of {max(map(len, used))} taps"
+    sets = [s for s in used if len(s) == k]
+    for small in sorted((s for s in used if len(s) < k), key=len, reverse=True):
+        if not any(small <= s for s in sets):
+            room = next((s for s in sets if len(s | small) <= k), None)
+            if room is not None:
+                sets.remove(room)
+            sets.append(small | (room or frozenset()))
+    return f"{len(sets)} shapes" if len(sets) > most else ""
 
 
 def violations(proto: onnx.ModelProto, sparsity: dict[str, str]) -> list[str]:

@@ -69,6 +69,44 @@ def test_kernels_go_whole(rows: int, channels: int, ratio: float, seed: int) -> 
     assert pattern.check(mask, 9) and not fault(mask, 9, str(pattern))
 
 
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 6),
+    channels=st.integers(1, 7),
+    k=st.integers(1, 10),
+    most=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_kernels_keep_few_taps_in_few_shapes(rows: int, channels: int, k: int, most: int, seed: int) -> None:
+    pattern, scores = parse(f"taps{k}x{most}"), np.random.default_rng(seed).random((rows, 9 * channels)) + 0.01
+    mask = pattern.mask(scores, 9)
+    assert pattern.check(mask, 9) and not fault(mask, 9, str(pattern))
+    kernels = mask.reshape(rows, 9, channels).swapaxes(1, 2).reshape(-1, 9)
+    assert (kernels.sum(1) == min(k, 9)).all() and len(np.unique(kernels, axis=0)) <= most
+    if k < 9:
+        more = mask.copy()
+        more[0, 0] = True
+        more[0, ::channels] |= np.arange(9) == np.flatnonzero(~mask[0, ::channels])[0]
+        assert not pattern.check(more, 9) and fault(more, 9, str(pattern))
+
+
+def test_one_shape_more_than_allowed_is_a_fault() -> None:
+    kernels = np.zeros((3, 9), bool)
+    for i in range(3):
+        kernels[i, i : i + 4] = True
+    assert parse("taps4x3").check(kernels, 9) and not fault(kernels, 9, "taps4x3")
+    assert not parse("taps4x2").check(kernels, 9) and fault(kernels, 9, "taps4x2")
+
+
+def test_the_shapes_are_those_that_keep_most() -> None:
+    """Two shapes of two taps for kernels with three taps: all pairs of shapes tried."""
+    scores = np.random.default_rng(3).random((1, 3 * 40)) ** 3
+    kernels = scores.reshape(3, 40).T
+    ways = [np.array(w) for w in ([1, 1, 0], [1, 0, 1], [0, 1, 1])]
+    best = max(np.maximum(kernels @ a, kernels @ b).sum() for a, b in itertools.combinations(ways, 2))
+    assert scores[parse("taps2x2").mask(scores, 3)].sum() >= 0.98 * best
+
+
 @pytest.mark.parametrize(
     ("text", "shape"), [("2:4", (2, 6)), ("g2x1:2", (4, 4)), ("block2x2:0.5", (4, 4)), ("fanin:0.5", (2, 5))]
 )

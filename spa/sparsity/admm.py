@@ -35,6 +35,7 @@ def search(weight: Matrix, moment: Matrix, pattern: Pattern, taps: int = 1, damp
     exact, full = np.linalg.eigh(h / scale / scale[:, None])
     values, vectors = exact.astype(np.float32), full.astype(np.float32)
     w0 = (weight * scale).astype(np.float32)
+    pattern = pattern.settled(np.square(w0), taps)
     target = ((w0 @ vectors) * values) @ vectors.T
     r, inverse = np.float32(FIRST), vectors
     d, v = w0, np.zeros_like(w0)

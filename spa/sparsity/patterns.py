@@ -11,13 +11,15 @@ says how many units of each pool stay:
     gN:M, gGxN:M    G outputs (4)        M neighbours in a band of rows  N: all outputs of a band share their columns
     fanin:R         1 x 1                a row                           all but the share R, as many in each row
     kernel:R        all taps of (o, c)   the matrix                      all but the share R
+    tapsK, tapsKxS  one tap              the taps of (o, c)              K, in one of 8 (S) shapes of the matrix's own
 
 Where a matrix ends within a unit or a pool, what is there of it counts: a narrower block is a block, and of t < M
 neighbours ceil(t N / M) stay. N:M runs along all columns of a row, in their order (of a convolution: tap by tap, the
 inputs of a tap side by side).
 
 N:M as in Mishra et al. 2021 (arXiv:2104.08378); shared by outputs as in STen (Ivanov et al. 2023, arXiv:2304.07613);
-constant fan-in: SRigL (Lasby et al. 2024, arXiv:2305.02299); kernels: SparseByteNN (Xu et al. 2023, arXiv:2310.18509).
+constant fan-in: SRigL (Lasby et al. 2024, arXiv:2305.02299); kernels: SparseByteNN (Xu et al. 2023, arXiv:2310.18509);
+taps of kernels: PatDNN (`spa.sparsity.shapes`).
 """
 
 from __future__ import annotations
@@ -31,42 +33,61 @@ import numpy as np
 import numpy.typing as npt
 
 from spa.errors import UsageError
+from spa.sparsity import shapes
 
 Mask = npt.NDArray[np.bool_]
 Matrix = npt.NDArray[Any]  # float64 or float32
 
 FEW = 16  # units of a pool: up to so many are compared pair by pair
 BAND = 4  # outputs that share their columns in gN:M
-FORMS = "2:4, unstructured:0.5, block4x1:0.5, g2:4, fanin:0.5 or kernel:0.5"
+SHAPES = 8  # of kernels in tapsK, as PatDNN found enough
+NINE = 9  # taps of a kernel, where a share is asked for without one
+FORMS = "2:4, unstructured:0.5, block4x1:0.5, g2:4, fanin:0.5, kernel:0.5 or taps4"
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One row of the table above. `n` of `m` units stay, or all but the share `ratio` of a pool."""
+    """One row of the table above. `n` of `m` units stay, or all but the share `ratio` of a pool; of taps `n`, in one of
+    `m` shapes, which are found for each mask unless `shapes` gives them."""
 
-    kind: str  # unstructured, nm, block, fanin, kernel
+    kind: str  # unstructured, nm, block, fanin, kernel, taps
     ratio: float
     rows: int = 1
     cols: int = 1
     n: int = 0
     m: int = 0
+    shapes: tuple[tuple[bool, ...], ...] = ()
 
     def __str__(self) -> str:
         if self.kind == "nm":
             band = "" if self.rows == 1 else "g" if self.rows == BAND else f"g{self.rows}x"
             return f"{band}{self.n}:{self.m}"
+        if self.kind == "taps":
+            return f"taps{self.n}" + (f"x{self.m}" if self.m != SHAPES else "")
         size = f"{self.rows}x{self.cols}" if self.kind == "block" else ""
         return f"{self.kind}{size}:{self.ratio:g}"
 
     @property
     def density(self) -> float:
         """The share of weights that stays, tails aside."""
-        return self.n / self.m if self.m else 1 - self.ratio
+        return self.n / self.m if self.kind == "nm" else 1 - self.ratio
 
     @property
     def adjustable(self) -> bool:
         """Can every layer have a share of its own?"""
-        return self.kind != "nm"
+        return self.kind not in ("nm", "taps")
+
+    @property
+    def by_kernel(self) -> bool:
+        """Are all taps of a kernel decided together?"""
+        return self.kind in ("kernel", "taps")
+
+    def settled(self, scores: Matrix, taps: int = 1) -> Pattern:
+        """With the shapes that fit these scores best, for masks drawn bit by bit or again and again."""
+        if self.kind != "taps" or self.shapes:
+            return self
+        found = shapes.find(by_taps(scores, taps), self.n, self.m)
+        return replace(self, shapes=tuple(map(tuple, found.tolist())))
 
     def at(self, density: float) -> Pattern:
         """The same pattern with another share of weights that stay, to four digits."""
@@ -76,18 +97,24 @@ class Pattern:
         """What stays of a matrix: the units with the largest sums of `scores` [rows, cols], ties to the first.
 
         `taps`: the columns are so many runs of the same inputs, one per tap of a kernel."""
+        if self.kind == "taps":
+            few = np.array(self.settled(scores, taps).shapes, bool)
+            chosen = shapes.mask(by_taps(scores, taps), few).reshape(len(scores), -1, taps)
+            return chosen.swapaxes(1, 2).reshape(scores.shape)
         units = self.units(scores, taps)
         return self._spread(self._top(units), scores.shape, taps)
 
     def check(self, weight: npt.NDArray[Any], taps: int = 1) -> bool:
         """Has a matrix [rows, cols] no more in any pool than the pattern lets stay?"""
+        if self.kind == "taps":
+            return shapes.fit(by_taps(weight != 0, taps), self.n, self.m)
         there = self.units((weight != 0).astype(np.float64), taps) > 0
         pools = self._pools(there, False)
         return bool((pools.sum(-1) <= self._kept(there.shape)).all())
 
     def pool_width(self, taps: int = 1) -> int:
         """Columns that must be decided together (0: any number may)."""
-        return taps if self.kind == "kernel" else self.m if self.kind == "nm" else self.cols
+        return taps if self.by_kernel else self.m if self.kind == "nm" else self.cols
 
     def units(self, values: Matrix, taps: int) -> Matrix:
         """Sums per unit [unit rows, unit columns]."""
@@ -135,6 +162,12 @@ class Pattern:
         return chosen.reshape(len(units), -1)[:, : units.shape[1]] if self.kind == "nm" else chosen.reshape(units.shape)
 
 
+def by_taps(matrix: npt.NDArray[Any], taps: int) -> npt.NDArray[Any]:
+    """[rows, taps x channels] -> [kernels, taps]"""
+    turned = matrix.reshape(len(matrix), taps, -1).swapaxes(1, 2)
+    return turned.reshape(-1, taps)
+
+
 def largest(pools: npt.NDArray[np.floating[Any]], counts: npt.NDArray[np.int64]) -> Mask:
     """Of each pool [pools, units] the `counts` largest, ties to the first. Sorts nothing: this is most of a mask search.
 
@@ -170,6 +203,7 @@ def keep(count: int, ratio: float) -> int:
 
 
 _NM = re.compile(r"(?:(g)(?:(\d+)x)?)?(\d+):(\d+)")
+_TAPS = re.compile(r"taps(\d+)(?:x(\d+))?")
 _RATIO = re.compile(r"(unstructured|fanin|kernel|block(\d+)x(\d+)):(\d*\.?\d+)")
 
 
@@ -186,6 +220,11 @@ def parse(text: str) -> Pattern:
         if not 0 < n <= m or band < 1:
             raise UsageError(f"'{text}': {n} of {m} is no pattern", hint="N:M with 0 < N <= M, such as 2:4")
         return Pattern("nm", 1 - n / m, rows=band, n=n, m=m)
+    if found := _TAPS.fullmatch(text):
+        n, m = int(found[1]), int(found[2] or SHAPES)
+        if min(n, m) < 1:
+            raise UsageError(f"'{text}': no taps, or no shapes", hint="taps4, or taps4x6 for six shapes")
+        return Pattern("taps", max(0.0, 1 - n / NINE), n=n, m=m)
     if found := _RATIO.fullmatch(text):
         ratio = float(found[4])
         if not 0 <= ratio < 1:

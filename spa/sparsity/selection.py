@@ -61,6 +61,8 @@ def select(
         pattern = own[-1] if own else default
         if not reason and not own:
             reason = modest(layer) or ends.get(layer, "")
+        if not reason and pattern is not None and pattern.kind == "taps" and layer.view.taps <= pattern.n:
+            reason = f"no more than {pattern.n} taps"
         if reason or pattern is None:
             spared.append(Spared(layer.name, layer.node, reason or "no pattern for it"))
         else:

@@ -49,21 +49,22 @@ def sweep(
     cols = weight.shape[1]
     dtype = np.dtype(np.float64 if weight.size < 1 << 20 else np.float32)
     order = np.arange(cols)
-    if pattern.kind == "kernel":  # what is decided together must stand together
+    pattern = pattern.settled(weight**2 * np.diag(moment), taps)
+    if pattern.by_kernel:  # what is decided together must stand together
         order = order.reshape(taps, -1).T.reshape(-1)
         weight, moment = weight[:, order], moment[np.ix_(order, order)]
     upper: Matrix = factor(moment, damping).astype(dtype)
     w: Matrix = np.array(weight, dtype, order="C")
     mask: Mask = np.zeros(w.shape, bool)
-    shares = pattern.kind != "nm"
-    saliency = np.zeros(w.shape if shares else (0, 0), dtype)
+    shares = pattern.adjustable
+    saliency = np.zeros(w.shape if shares else (0, cols), dtype)
     pool = pattern.pool_width(taps) * (pattern.cols if pattern.kind == "nm" else 1)
     width = max(pool, CHUNK // pool * pool)
     for start in range(0, cols, width):
         end = min(cols, start + width)
         chunk, u = w[:, start:end], upper[start:end, start:end]
         errors = np.zeros_like(chunk)
-        step = pool if pattern.kind == "nm" else end - start
+        step = end - start if shares else pool
         for j in range(end - start):
             if j % step == 0:
                 part = slice(j, min(j + step, end - start))
@@ -75,7 +76,7 @@ def sweep(
             chunk[:, j:] -= np.outer(errors[:, j], u[j, j:])
         w[:, end:] -= errors @ upper[start:end, end:]
     w *= mask
-    if pattern.kind == "kernel":
+    if pattern.by_kernel:
         back = np.argsort(order)
         mask, saliency, w = mask[:, back], saliency[:, back], w[:, back]
     if shares:  # they were rounded chunk by chunk
@@ -85,7 +86,7 @@ def sweep(
 
 
 def _decide(scores: Matrix, pattern: Pattern, taps: int) -> Mask:
-    if pattern.kind == "kernel":  # here the taps of a kernel stand side by side
+    if pattern.by_kernel:  # here the taps of a kernel stand side by side
         turned = scores.reshape(len(scores), -1, taps).swapaxes(1, 2).reshape(scores.shape)
         mask = pattern.mask(turned, taps)
         return mask.reshape(len(scores), taps, -1).swapaxes(1, 2).reshape(scores.shape)
