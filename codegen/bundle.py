@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spa._version import __version__
-from spa.errors import ModelError, Unsupported, UsageError
+from spa.errors import MissingTool, ModelError, Unsupported, UsageError
 from spa.runtime.load import SCHEMA, read_manifest
 from spa.runtime.tensor import Array
 
@@ -78,18 +78,21 @@ def compile(
     name: str | None = None,
     extra_files: Mapping[str, bytes] | None = None,
     use_cache: bool = True,
+    cuda_archs: str | None = None,
+    precision: str | None = None,
 ) -> Bundle:
     """Compile a network into a bundle at `out` (a temporary folder without it).
 
     `shapes` fixes the shapes of inputs; where only a leading axis is open, it is 1. `host_level` names an x86-64 level of
-    the host other than this machine's, `name` the model; `extra_files` are put into the bundle as they are. Nothing is
+    the host other than this machine's, `cuda_archs` the architectures of GPUs ("sm_80,sm_90") and `precision` that of their
+    products (fp16 or fp32), `name` the model; `extra_files` are put into the bundle as they are. Nothing is
     written unless every target compiles; with no target the bundle holds the network and the extra files alone.
     Raises `Unsupported`, `MissingTool`, `ModelError` or `UsageError`.
     """
     from spa.codegen.target import resolve
 
     names = list(dict.fromkeys([target] if isinstance(target, str) else target))
-    targets = [resolve(n, host_level) for n in names]
+    targets = [resolve(n, host_level, cuda_archs, precision) for n in names]
     extra = dict(extra_files or {})
     for path in extra:
         if path in RESERVED or path.split("/")[0] in names or Path(path).is_absolute() or ".." in Path(path).parts:
@@ -111,19 +114,24 @@ def compile(
         "inputs": first["inputs"],
         "outputs": first["outputs"],
         "targets": {
-            t: {"path": t, **{k: v for k, v in facts.items() if k not in ("inputs", "outputs")}}
+            t: {"path": t, **{k: v for k, v in facts.items() if k not in ("inputs", "outputs", "install")}}
             for t, (_, facts) in artifacts.items()
         },
         "files": {path: hashlib.sha256(data).hexdigest() for path, data in sorted(files.items())},
     }
     files["manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
-    if out is None:
+    lacking = next((facts for _, facts in artifacts.values() if "missing" in facts), None)
+    if out is None and lacking is None:
         folder = Path(tempfile.mkdtemp(prefix="spa-bundle-"))
         bundle = Bundle(folder, manifest)
         weakref.finalize(bundle, shutil.rmtree, folder, ignore_errors=True)  # it lives as long as its bundle
         _write(folder, files)
         return bundle
-    _place(Path(out), files)
+    if out is not None:
+        _place(Path(out), files)
+    if lacking is not None:  # what there is was written
+        raise MissingTool(lacking["missing"], str(out or ""), lacking["install"])
+    assert out is not None
     return Bundle(Path(out), manifest)
 
 
@@ -164,7 +172,7 @@ def _artifact(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     from spa.codegen import cache
 
-    options = {"target": repr(target), "name": source.name, "shapes": sorted(shapes.items())}
+    options = {"target": repr(target), "name": source.name, "shapes": sorted(shapes.items()), **_tools(target)}
     entry = cache.key(source.sha256, options)
     found = cache.read(entry) if use_cache else None
     if found is not None:
@@ -173,9 +181,18 @@ def _artifact(
 
     artifact = compile_target(source.message, source.name, target, shapes)
     files, facts = dict(artifact.files), json.loads(json.dumps(artifact.facts))
-    if use_cache:
+    if use_cache and "missing" not in facts:
         cache.write(entry, files, facts)
     return files, facts
+
+
+def _tools(target: Any) -> dict[str, str]:
+    """Compilers that an artifact depends on beside the packages that every target needs."""
+    if target.name != "cuda":
+        return {}
+    from spa.codegen.cuda.toolchain import identity
+
+    return {"cuda": identity()}
 
 
 def _read(model: Model | onnx.ModelProto | str | os.PathLike[str], name: str | None) -> _Source:

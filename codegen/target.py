@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 
 from spa.errors import UsageError
 from spa.runtime.toolchain import X86_LEVELS, is_aarch64, machine_level
@@ -29,7 +31,10 @@ class Target:
 
 ARM = Target("arm", "aarch64-linux-gnu", "", ("+neon",), "aarch64-linux-gnu.2.17", 4, ".so")
 WASM = Target("wasm", "wasm32-unknown-unknown", "", ("+simd128",), "wasm32-freestanding", 4, ".wasm")
-NAMES = ("host", "arm", "wasm")
+ENTRY_POINTS = "spa.targets"
+NAMES = ("host", "arm", "wasm", "cuda")
+CUDA_ARCHS = ("sm_80", "sm_90")
+PRECISIONS = ("fp16", "fp32")
 
 
 def host(level: str | None = None) -> Target:
@@ -51,11 +56,50 @@ def host(level: str | None = None) -> Target:
     return Target("host", triple, cpu, (), zig, {"x86-64-v4": 16, "x86-64-v3": 8}.get(cpu, 4), library)
 
 
-def resolve(name: str, host_level: str | None = None) -> Target:
+def cuda(archs: str | None = None, precision: str | None = None) -> Target:
+    """NVIDIA GPUs: `archs` by commas ("sm_80,sm_90"); `precision` of the operands of products on tensor cores. Its
+    launcher runs on this machine's kind."""
+    names = tuple(a.strip() for a in archs.split(",") if a.strip()) if archs else CUDA_ARCHS
+    known = [re.fullmatch(r"sm_(\d{2,3})a?", a) for a in names]
+    if not names or any(m is None or int(m[1]) < 80 for m in known):
+        raise UsageError(f"no such GPU architecture: {archs}", hint="sm_80 or newer, several by commas: sm_80,sm_90")
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"no such precision: {precision}", hint="one of " + ", ".join(PRECISIONS))
+    ordered = sorted(set(names), key=lambda a: (int(re.sub(r"\D", "", a)), a))
+    return Target(
+        "cuda", "nvptx64-nvidia-cuda", ",".join(ordered), (precision or PRECISIONS[0],), host().zig, 32, ".so"
+    )
+
+
+def resolve(
+    name: str, host_level: str | None = None, cuda_archs: str | None = None, precision: str | None = None
+) -> Target:
     """The target of that name; raises `UsageError` with the names there are."""
     if name == "host":
         return host(host_level)
+    if name == "cuda":
+        return cuda(cuda_archs, precision)
     for target in (ARM, WASM):
         if target.name == name:
             return target
-    raise UsageError(f"no such target: {name}", hint="one of " + ", ".join(NAMES))
+    points = {p.name: p for p in entry_points(group=ENTRY_POINTS)}
+    if name in points:
+        return outside(points[name])
+    raise UsageError(f"no such target: {name}", hint="one of " + ", ".join([*NAMES, *points]))
+
+
+def names() -> tuple[str, ...]:
+    """Ours, then those of entry points. A name of ours cannot be taken over."""
+    return (*NAMES, *(p.name for p in entry_points(group=ENTRY_POINTS) if p.name not in NAMES))
+
+
+def outside(point: EntryPoint) -> Target:
+    """The target of an entry point: a `Target` of that name. Raises `UsageError` for anything else."""
+    try:
+        found = point.load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"the target '{point.name}' cannot be imported: {error}", point.value) from error
+    if not isinstance(found, Target) or found.name != point.name:
+        hint = "a Target whose name is that of the entry point"
+        raise UsageError(f"the target '{point.name}' is {found!r:.100}", point.value, hint)
+    return found

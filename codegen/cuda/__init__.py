@@ -1,0 +1,1 @@
+"""CUDA: kernels for tensor cores, their launches, and the artifact that runs with nothing but the driver."""

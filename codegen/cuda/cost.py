@@ -1,0 +1,83 @@
+"""How long a kernel would take: a model, with numbers from data sheets and efficiencies that are assumed, not measured.
+
+    time = launch + max(bytes / bandwidth, waves * k steps * step)
+    step = max(flops of the tiles that a multiprocessor runs side by side / its rate, what one step takes at least)
+
+It only has to rank formats and tiles of one layer. A sparse form must win by a margin, because the model may be wrong and
+dense is what everyone compares with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spa.codegen.kernels.vector import covering
+
+LAUNCH_US = 3.0
+STEP_US = 0.35  # from one barrier to the next, at least
+SPARSE_BELOW = 0.9  # share of the dense time that a sparse form may take
+SHARED_PER_SM = 160 << 10  # bytes that may be counted on
+THREADS_PER_SM = 1536
+
+
+@dataclass(frozen=True)
+class Arch:
+    """`sms`: multiprocessors. `tensor`: TFLOP/s that `mma` reaches in fp16; `sparse`: how many times that 2:4 does.
+    `fp32`: TFLOP/s. `bandwidth`: GB/s. Of the data-centre card of the architecture."""
+
+    name: str
+    sms: int
+    tensor: float
+    sparse: float
+    fp32: float
+    bandwidth: float
+
+
+# mma.sync reaches about two thirds of what Hopper's wgmma does
+ARCHS = {
+    a.name: a
+    for a in (
+        Arch("sm_80", 108, 250, 1.5, 17, 1500),
+        Arch("sm_86", 84, 120, 1.5, 30, 700),
+        Arch("sm_87", 16, 34, 1.5, 4, 180),
+        Arch("sm_89", 142, 150, 1.5, 70, 860),
+        Arch("sm_90", 132, 520, 1.4, 55, 3000),
+        Arch("sm_100", 148, 600, 1.4, 65, 7000),
+        Arch("sm_120", 170, 200, 1.4, 90, 1500),
+    )
+}
+
+
+def arch_of(names: str) -> Arch:
+    """The oldest of these architectures (they share their kernels), or the one before it that there are numbers for."""
+    oldest = min(int("".join(c for c in name if c.isdigit())) for name in names.split(","))
+    return max((a for a in ARCHS.values() if int(a.name[3:]) <= oldest), key=lambda a: int(a.name[3:]))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A product as a kernel sees it: grid of tiles, k steps of one, what a step multiplies, what a block of threads takes.
+    `rate`: TFLOP/s of the whole card for this kind of work. `bytes`: read and written in all."""
+
+    blocks: int
+    steps: float
+    flops: float
+    rate: float
+    threads: int
+    shared: int
+    bytes: float
+
+
+def microseconds(arch: Arch, work: Work) -> float:
+    """By the model above."""
+    together = max(1, min(SHARED_PER_SM // max(work.shared, 1), THREADS_PER_SM // work.threads))
+    waves = covering(work.blocks, arch.sms)  # tiles one multiprocessor computes
+    side_by_side = min(together, waves)
+    step = max(side_by_side * work.flops / (work.rate / arch.sms * 1e6), STEP_US)
+    multiply = covering(waves, side_by_side) * work.steps * step
+    return LAUNCH_US + max(work.bytes / (arch.bandwidth * 1e3), multiply)
+
+
+def transfer_us(arch: Arch, size: float) -> float:
+    """A kernel that only waits for memory."""
+    return LAUNCH_US + size / (arch.bandwidth * 1e3)

@@ -1,0 +1,251 @@
+"""Where the activations of a product come from: X[k, n] as tiles of `depth` x `width` in shared memory.
+
+    Rows    X[n, k]: rows of features (Gemm, MatMul)
+    Planes  pixels of NCHW pictures (Conv): n = (picture, row, column), k = (tap, channel), channels innermost; gathered,
+            zero outside the picture, so that no copy of the picture is made (implicit GEMM)
+
+A tile takes two steps, so that it can travel while another is computed: `fetch` (cp.async, or loads into registers) and
+`place` (registers to shared memory, converted). Its first k is any expression, which is how block-sparse weights skip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from spa.codegen.cuda.words import HALF, both, chosen, copy_async, local, named, only, unrolled
+from spa.codegen.kernels.vector import Expr, build, product
+from spa.codegen.kernels.window import Window
+from spa.codegen.tvm_api import tirx
+
+Place = Callable[[Expr, Expr], Expr]  # (k, n) of a tile -> where in shared memory
+
+
+@dataclass(frozen=True)
+class Rows:
+    """X [n, k] of `dtype`. `groups` is 1."""
+
+    n: int
+    k: int
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        return self.n * self.k
+
+    @property
+    def k_last(self) -> bool:
+        """Neighbours in memory differ in k."""
+        return True
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Pictures [batch, groups * channels, height, width] seen through a window; k = taps * channels, of one group."""
+
+    window: Window
+    groups: int
+    dtype: str
+
+    @property
+    def channels(self) -> int:
+        return self.window.channels // self.groups
+
+    @property
+    def pixels(self) -> int:
+        return product(self.window.out)
+
+    @property
+    def n(self) -> int:
+        return self.window.batch * self.pixels
+
+    @property
+    def k(self) -> int:
+        return self.channels * product(self.window.kernel)
+
+    @property
+    def size(self) -> int:
+        return self.window.batch * self.window.channels * product(self.window.size)
+
+    @property
+    def k_last(self) -> bool:
+        return False
+
+    @property
+    def pointwise(self) -> bool:
+        w = self.window
+        return product(w.kernel) == 1 and w.strides == (1, 1) and w.pads == (0, 0) and w.size == w.out
+
+
+Source = Rows | Planes
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A tile of `depth` k x `width` n, moved by `threads` threads; `thread` is this one, `first` its first n, `group`
+    the group of a grouped convolution."""
+
+    depth: int
+    width: int
+    threads: int
+    thread: Expr
+    first: Expr
+    group: Expr
+
+
+class Mover(Protocol):
+    def fetch(self, k: Expr, to: Expr) -> None:
+        """Set out for the tile that begins at k; `to`: where in shared memory its stage begins."""
+
+    def place(self, to: Expr) -> None:
+        """What came into registers, to shared memory."""
+
+
+def mover(source: Source, x: Any, t: Tiling, shared: Any, place: Place, k_last: bool) -> Mover:
+    """`place` says where an element of a tile belongs in its stage; `k_last`: neighbours there differ in k."""
+    if isinstance(source, Planes):
+        return _PlaneMover(source, x, t, shared, place)
+    if source.dtype == HALF and str(shared.dtype) == HALF and source.k % 8 == 0 and k_last:
+        return _AsyncRowMover(source, x, t, shared, place)
+    return _RowMover(source, x, t, shared, place, k_last)
+
+
+def _inside(value: Expr, limit: int, step: int) -> Any:
+    """`value` < `limit`; True where no tile reaches beyond."""
+    return True if limit % step == 0 else value < limit
+
+
+class _AsyncRowMover:
+    """Halves, eight at a time, without a stop in registers."""
+
+    def __init__(self, source: Rows, x: Any, t: Tiling, shared: Any, place: Place) -> None:
+        self.source, self.x, self.t, self.shared, self.place_of = source, x, t, shared, place
+
+    def fetch(self, k: Expr, to: Expr) -> None:
+        t, s = self.t, self.source
+        per_row = t.depth // 8
+        with unrolled(-(-per_row * t.width // t.threads)) as i:
+            unit = i * t.threads + t.thread
+            row, kk = unit // per_row, unit % per_row * 8
+            n = t.first + row
+            condition = both(_inside(n, s.n, t.width), _inside(k + kk, s.k, t.depth))
+            assert per_row * t.width % t.threads == 0
+            copy_async(self.shared, to + self.place_of(kk, row), self.x, n * s.k + k + kk, condition)
+
+    def place(self, to: Expr) -> None: ...
+
+
+class _Registers:
+    """Loads into registers, `lanes` neighbours at a time."""
+
+    def __init__(self, x: Any, t: Tiling, shared: Any, lanes: int, units: int, dtype: str) -> None:
+        self.x, self.t, self.shared, self.lanes = x, t, shared, lanes
+        self.count = -(-units // t.threads)
+        self.units, self.dtype = units, dtype
+        self.registers = local(self.count, dtype if lanes == 1 else f"{dtype}x{lanes}")
+
+    def load(self, i: Expr, condition: Any, at: Expr) -> None:
+        zero = tirx.const(0.0, self.dtype)
+        if self.lanes > 1:
+            value = chosen(condition, self.x[tirx.Ramp(at, 1, self.lanes)], tirx.Broadcast(zero, self.lanes))
+        else:
+            value = chosen(condition, self.x[at], zero)
+        build.buffer_store(self.registers, value, [i])
+
+    def store(self, i: Expr, to: Expr) -> None:
+        kind = str(self.shared.dtype)
+        value = self.registers[i]
+        if kind != self.dtype:
+            value = tirx.Cast(kind if self.lanes == 1 else f"{kind}x{self.lanes}", value)
+        build.buffer_store(self.shared, value, [to if self.lanes == 1 else tirx.Ramp(to, 1, self.lanes)])
+
+    def unit(self, i: Expr) -> Expr:
+        return i * self.t.threads + self.t.thread
+
+    def mine(self, i: Expr) -> Any:
+        """Whether unit i of this thread exists."""
+        return True if self.units % self.t.threads == 0 else self.unit(i) < self.units
+
+
+class _RowMover:
+    def __init__(self, source: Rows, x: Any, t: Tiling, shared: Any, place: Place, k_last: bool) -> None:
+        self.source, self.t, self.place_of, self.k_last = source, t, place, k_last
+        lanes = 4 if source.k % 4 == 0 and source.dtype != HALF else 1
+        self.per_row = t.depth // lanes
+        self.r = _Registers(x, t, shared, lanes, self.per_row * t.width, source.dtype)
+
+    def _at(self, i: Expr) -> tuple[Expr, Expr]:
+        unit = self.r.unit(i)
+        return unit % self.per_row * self.r.lanes, unit // self.per_row
+
+    def fetch(self, k: Expr, to: Expr) -> None:
+        s, t = self.source, self.t
+        with unrolled(self.r.count) as i:
+            kk, row = self._at(i)
+            n = t.first + row
+            condition = both(self.r.mine(i), _inside(n, s.n, t.width), _inside(k + kk, s.k, t.depth))
+            self.r.load(i, condition, n * s.k + k + kk)
+
+    def place(self, to: Expr) -> None:
+        with unrolled(self.r.count) as i, only(self.r.mine(i)):
+            kk, row = self._at(i)
+            if self.k_last or self.r.lanes == 1:
+                self.r.store(i, to + self.place_of(kk, row))
+                return
+            for lane in range(self.r.lanes):
+                value = tirx.Shuffle([self.r.registers[i]], [tirx.IntImm("int32", lane)])
+                build.buffer_store(self.r.shared, value, [to + self.place_of(kk + lane, row)])
+
+
+class _PlaneMover:
+    """A thread keeps its pixel and walks over k, so that what depends on the pixel is computed once."""
+
+    def __init__(self, source: Planes, x: Any, t: Tiling, shared: Any, place: Place) -> None:
+        self.source, self.t, self.place_of = source, t, place
+        w = source.window
+        lanes = 4 if source.pointwise and source.pixels % 4 == 0 and source.dtype != HALF else 1
+        assert t.threads % (t.width // lanes) == 0, "threads walk over k in equal steps"
+        self.step = t.threads // (t.width // lanes)
+        self.r = _Registers(x, t, shared, lanes, t.depth * t.width // lanes, source.dtype)
+        self.column = named(t.thread % (t.width // lanes) * lanes)
+        self.row = named(t.thread // (t.width // lanes))
+        n = named(t.first + self.column)
+        picture = 0 if w.batch == 1 else n // source.pixels
+        pixel = n if w.batch == 1 else n % source.pixels
+        self.base = named((picture * w.channels + t.group * source.channels) * product(w.size))
+        self.inside = _inside(n, source.n, t.width)
+        self.pixel = named(pixel)
+        self.top = named(pixel // w.out[1] * w.strides[0] - w.pads[0])
+        self.left = named(pixel % w.out[1] * w.strides[1] - w.pads[1])
+
+    def fetch(self, k: Expr, to: Expr) -> None:
+        s, w = self.source, self.source.window
+        with unrolled(self.r.count) as i:
+            kk = self.row + i * self.step
+            at_k = k + kk
+            exists = both(self.inside, _inside(at_k, s.k, self.t.depth), self._in_tile(kk))
+            if s.pointwise:
+                self.r.load(i, exists, self.base + at_k * product(w.size) + self.pixel)
+                return
+            tap, channel = at_k // s.channels, at_k % s.channels
+            y = self.top + tap // w.kernel[1] * w.dilations[0]
+            x = self.left + tap % w.kernel[1] * w.dilations[1]
+            within = both(exists, *bounds(y, w, 0), *bounds(x, w, 1))
+            self.r.load(i, within, self.base + (channel * w.size[0] + y) * w.size[1] + x)
+
+    def _in_tile(self, kk: Expr) -> Any:
+        return True if self.t.depth % self.step == 0 else kk < self.t.depth
+
+    def place(self, to: Expr) -> None:
+        with unrolled(self.r.count) as i:
+            kk = self.row + i * self.step
+            with only(self._in_tile(kk)):
+                self.r.store(i, to + self.place_of(kk, self.column))
+
+
+def bounds(at: Expr, w: Window, axis: int) -> list[Any]:
+    """Conditions under which a row (axis 0) or column (1) of the picture exists; those that always hold left out."""
+    lowest = -w.pads[axis]
+    highest = (w.out[axis] - 1) * w.strides[axis] + (w.kernel[axis] - 1) * w.dilations[axis] - w.pads[axis]
+    return ([at >= 0] if lowest < 0 else []) + ([at < w.size[axis]] if highest >= w.size[axis] else [])
