@@ -175,7 +175,7 @@ def link(name: str, glue: Glue, kernels: bytes, target: Target, directory: Path)
     if target.is_wasm:
         return {f"{name}.wasm": _wasm(objects, exports, directory)}
     files = {f"lib{name}{target.library}": _shared(name, objects, exports, target, directory)}
-    if target.name == "arm":
+    if target.name != "host":  # boards link statically
         files[f"lib{name}.a"] = _archive(name, objects, directory)
     files[f"{name}.h"] = glue.header.encode()
     return files

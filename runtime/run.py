@@ -16,6 +16,12 @@ from spa.runtime.toolchain import runs_here
 ENGINES = {"host": ("native",), "arm": ("native", "qemu"), "wasm": ("wasmtime", "node"), "cuda": ("driver",)}
 
 
+def engines(name: str, triple: str) -> tuple[str, ...]:
+    """What runs a target; one from outside is run as ours of the same architecture is."""
+    alike = "wasm" if triple.startswith("wasm") else "arm" if triple.startswith("aarch64") else "host"
+    return ENGINES.get(name) or ENGINES[alike]
+
+
 def run(
     bundle: Path,
     feeds: Mapping[str, Array],
@@ -33,7 +39,7 @@ def run(
 
 def open_engine(target: Target, engine: str | None = None, threads: int = 1) -> Engine:
     """Load a target; without `engine`, arm runs natively where it can and under qemu elsewhere, wasm in wasmtime."""
-    choices = ENGINES.get(target.name, ("native",))
+    choices = engines(target.name, target.triple)
     if engine is not None and engine not in choices:
         raise UsageError(f"'{engine}' does not run the target '{target.name}'", hint="one of " + ", ".join(choices))
     if threads < 1:
@@ -42,12 +48,12 @@ def open_engine(target: Target, engine: str | None = None, threads: int = 1) -> 
         from spa.runtime.cuda.engine import Cuda
 
         return Cuda(target)
-    if target.name == "wasm":
+    if "node" in choices:
         if threads > 1:
             raise Unsupported("wasm artifacts run in one thread", f"--threads {threads}", "--threads 1")
         return Node(target) if engine == "node" else Wasmtime(target)
     here = runs_here(target.triple, target.cpu)
-    if target.name == "arm" and (engine == "qemu" or (engine is None and not here)):
+    if "qemu" in choices and (engine == "qemu" or (engine is None and not here)):
         return Qemu(target, threads)
     if not here:
         raise Unsupported(

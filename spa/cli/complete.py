@@ -33,9 +33,9 @@ def files(incomplete: str, suffix: str) -> list[CompletionItem]:
 
 
 def target_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from spa.codegen.target import NAMES
+    from spa.codegen.target import names
 
-    return [name for name in NAMES if name.startswith(incomplete)]
+    return [name for name in names() if name.startswith(incomplete)]
 
 
 def criteria(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

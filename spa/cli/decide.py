@@ -90,7 +90,13 @@ WIDTHS = {"host": 8, "arm": 4, "wasm": 4, "cuda": 8}
 
 
 def alignment(options: dict[str, Any]) -> int:
-    return options["align"] or max((WIDTHS.get(t, 1) for t in options["targets"]), default=1)
+    return options["align"] or max(map(width, options["targets"]), default=1)
+
+
+def width(target: str) -> int:
+    from spa.codegen.target import resolve
+
+    return WIDTHS.get(target) or resolve(target).lanes
 
 
 def doubts(repairs: list[dict[str, Any]]) -> list[str]:

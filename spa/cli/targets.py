@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
+
+from spa.errors import UsageError
 
 
 @click.command("targets")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def targets(as_json: bool) -> None:
     """List the targets: what each compiles for, and what runs it."""
-    from spa.codegen.target import NAMES, resolve
-    from spa.runtime.run import ENGINES
+    from spa.codegen.target import names, resolve
+    from spa.runtime.run import engines
 
-    rows = []
-    for name in NAMES:
-        t = resolve(name)
-        rows.append(
-            {
-                "name": name,
-                "triple": t.triple,
-                "cpu": t.cpu,
-                "features": list(t.features),
-                "lanes": t.lanes,
-                "engines": list(ENGINES[name]),
-            }
-        )
+    rows: list[dict[str, Any]] = []
+    for name in names():
+        try:
+            t = resolve(name)
+        except UsageError as error:  # one broken target from outside must not hide the others
+            rows.append({"name": name, "error": error.what})
+            continue
+        facts = {"triple": t.triple, "cpu": t.cpu, "features": list(t.features), "lanes": t.lanes}
+        rows.append({"name": name, **facts, "engines": list(engines(name, t.triple))})
     if as_json:
         click.echo(json.dumps({"schema": 1, "targets": rows}))
         return
@@ -34,9 +33,10 @@ def targets(as_json: bool) -> None:
     from rich.table import Table
 
     table = Table("target", "triple", "cpu and features", "floats per vector", "runs in")
-    for name in NAMES:
-        t = resolve(name)
-        table.add_row(
-            name, t.triple, " ".join(filter(None, [t.cpu, *t.features])), str(t.lanes), ", ".join(ENGINES[name])
-        )
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["name"], row["error"])
+            continue
+        features = " ".join(filter(None, [row["cpu"], *row["features"]]))
+        table.add_row(row["name"], row["triple"], features, str(row["lanes"]), ", ".join(row["engines"]))
     Console().print(table)
