@@ -35,6 +35,7 @@ ROUNDS = 2  # over all groups, where rows and columns of a block depend on each 
 LEAST = 1e-3  # of a group's score: less is not worth a change
 
 Scores = dict[Layer, Matrix]  # [groups, rows, cols]
+Orders = dict[str, Index]  # by group
 
 
 @dataclass(frozen=True)
@@ -86,30 +87,47 @@ def rearrange(
     rules = [*overrides(layers), *((g, None) for g in dense)]
     chosen, _ = select(coupling, layers_of(coupling), parse(pattern) if pattern is not None else None, rules)
     chosen = {layer: p for layer, p in chosen.items() if matters(p)}
-    named = set(constants(model.ir).values())
     scores = importance(coupling, chosen, calib) if chosen else {}
-    moved: dict[int, Index] = {}
+    orders: Orders = {}
     facts: dict[str, dict[str, Any]] = {}
     both = any(p.rows > 1 and (p.cols > 1 or p.m) for p in chosen.values())
     groups = [g for g in coupling.groups if orderless(g)]
     for number in range(ROUNDS if both else 1):
         for place, group in enumerate(groups):
-            before, after, sigma = improve(coupling, group, chosen, scores, seed)
+            before, after, tau = improve(coupling, group, chosen, scores, seed)
             old = facts.setdefault(group.id, {"group": group.id, "channels": group.size, "kept": before})
-            if sigma:
+            if tau is not None:
+                sigma = permutation(group, tau)
                 scores |= {
                     layer: turned(coupling, layer, scores[layer], sigma) for layer in touched(coupling, sigma, chosen)
                 }
-                moved = composed(moved, sigma)
+                orders[group.id] = orders[group.id][tau] if group.id in orders else tau
             old["rearranged"] = after
             progress.tell("rearranging groups", number * len(groups) + place + 1, len(groups) * (ROUNDS if both else 1))
-    new = rewritten(coupling, moved)
-    assert set(new) <= named, "a constant that has no name in the network"
-    out = write_back(model, new)
-    if new and check and not same(model, out, inputs or (calib[:1] if calib else None), sizes, seed):
-        return Result(model, facts={"rearranged": []})
+    out = ordered(model, coupling, orders)
+    if orders and check and not same(model, out, inputs or (calib[:1] if calib else None), sizes, seed):
+        return Result(model, facts={"rearranged": [], "orders": {}})
     told = [{k: round(v, 6) if isinstance(v, float) else v for k, v in f.items()} for f in facts.values() if f["kept"]]
-    return Result(out, facts={"rearranged": told})
+    return Result(out, facts={"rearranged": told, "orders": {g: tau.tolist() for g, tau in orders.items()}})
+
+
+def reordered(model: Model, orders: Mapping[str, Sequence[int]]) -> Model:
+    """Channels in the order that was found for a network of the same structure (the fact `orders`): of a group's
+    channels, which stands at each place. Groups for which this would not be exact stay."""
+    coupling = movable(model)
+    sizes = {g.id: g.size for g in coupling.groups}
+    return ordered(model, coupling, {g: np.array(tau) for g, tau in orders.items() if sizes.get(g) == len(tau)})
+
+
+def ordered(model: Model, coupling: Coupling, orders: Orders) -> Model:
+    moved: dict[int, Index] = {}
+    for group in coupling.groups:
+        if group.id in orders:
+            sigma = permutation(group, orders[group.id])
+            moved = composed(moved, sigma) if exact(coupling, sigma) else moved
+    new = rewritten(coupling, moved)
+    assert set(new) <= set(constants(model.ir).values()), "a constant that has no name in the network"
+    return write_back(model, new)
 
 
 def movable(model: Model) -> Coupling:
@@ -165,16 +183,16 @@ def kept(pattern: Pattern, scores: Matrix, taps: int) -> float:
 
 def improve(
     coupling: Coupling, group: Group, chosen: Mapping[Layer, Pattern], scores: Scores, seed: int
-) -> tuple[float, float, dict[int, Index]]:
-    """Score kept before and after, of the layers that the group runs through, and the permutation of each dim that
-    does it; none where nothing is gained."""
+) -> tuple[float, float, Index | None]:
+    """Score kept before and after, of the layers that the group runs through, and the order that does it: the channel
+    that shall stand at each place. None where nothing is gained."""
     terms, involved = [], []
     for layer, pattern in chosen.items():
         found = list(sides(coupling, group, layer, pattern, scores[layer]))
         terms += found
         involved += [layer] if found else []
     if not involved:
-        return 0.0, 0.0, {}
+        return 0.0, 0.0, None
     before = sum(kept(chosen[k], scores[k], k.view.taps) for k in involved)
     segments = exchangeable(coupling, group)
     # a permutation that stands for all: where it would change something, channels of this group are not moved
@@ -182,13 +200,13 @@ def improve(
     for segment in np.unique(segments):
         trial[segments == segment] = np.roll(trial[segments == segment], 1)
     if not exact(coupling, permutation(group, trial)):
-        return before, before, {}
+        return before, before, None
     tau = search(terms, segments, seed)
     sigma = permutation(group, tau)
     if not exact(coupling, sigma):
-        return before, before, {}
+        return before, before, None
     after = sum(kept(chosen[k], turned(coupling, k, scores[k], sigma), k.view.taps) for k in involved)
-    return (before, after, sigma) if after > before * (1 + LEAST) else (before, before, {})
+    return (before, after, tau) if after > before * (1 + LEAST) else (before, before, None)
 
 
 def sides(coupling: Coupling, group: Group, layer: Layer, pattern: Pattern, scores: Matrix) -> Iterator[Term]:

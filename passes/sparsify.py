@@ -77,9 +77,11 @@ def sparsify(
     criterion: Criterion = "auto",
     distribution: Distribution = "auto",
     refit: bool = True,
+    like: Model | None = None,
 ) -> Result:
     """A copy of `model` with thin layers; facts under `sparsity`. Without `calib` by magnitude, and nothing is mended.
 
+    `like`: a thin network of the same structure whose masks are taken.
     Raises `UsageError` for what is no pattern and for rules that match no layer, `CheckFailed` where a layer does not
     have its pattern in the end."""
     default = parse(pattern) if pattern is not None else None
@@ -92,7 +94,7 @@ def sparsify(
     ours = {layer: p for layer, p in chosen.items() if p == default}
     how = distribution if calib or distribution != "curves" else "lamp"
     chosen |= distribute(coupling, ours, how, calib, criterion=criterion)
-    new, done = thin(coupling, chosen, calib, criterion=criterion if calib else "magnitude", mend=refit)
+    new, done = thin(coupling, chosen, calib, criterion=criterion if calib else "magnitude", mend=refit, like=like)
     out = without_idle_biases(write_back(out, new))
     require_patterns(out, chosen)
     return Result(out, facts={"sparsity": summary(pattern, done, spared)})

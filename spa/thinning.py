@@ -61,6 +61,16 @@ class Thinning:
         found = sparsify(model, self.pattern, calib=calib, layers=rules, dense=self.dense, refit=self.refit)
         return replace(found, facts={**facts, **found.facts})
 
+    def again(self, model: Model, calib: list[Feeds] | None, like: Result) -> Model:
+        """A thin `model` in the order, patterns and masks of `like`, which was made by `of` from a network of the same
+        structure; weights are fitted anew."""
+        from spa.passes.rearrange import reordered
+        from spa.passes.sparsify import replayed, sparsify
+
+        patterns = {layer["weight"]: layer["pattern"] for layer in like.facts["sparsity"]["layers"]}
+        model = reordered(model, like.facts.get("orders", {}))
+        return sparsify(model, None, calib=calib, layers=replayed(patterns), refit=self.refit, like=like.model).model
+
 
 def thinned(
     model: Model,
@@ -94,7 +104,8 @@ def thinned(
         patterns = {layer["weight"]: layer["pattern"] for layer in facts["layers"]}
         steps = ["rearrange"] * bool(facts.get("rearranged")) + ["sparsify"]
         plan = replace(plan, pipeline=",".join([plan.pipeline, *steps]), sparsity=patterns)
-    return replace(found, plan=plan, facts={**result.facts, "sparsity": facts})
+    orders = {k: found.facts[k] for k in ("orders",) if k in found.facts}
+    return replace(found, plan=plan, facts={**result.facts, "sparsity": facts, **orders})
 
 
 def judge_thin(
@@ -106,12 +117,17 @@ def judge_thin(
     repair: bool = True,
     sizes: dict[str, int] | None = None,
     fold: bool = True,
+    like: Result | None = None,
 ) -> dict[str, Any]:
-    """The JSON's "drift", of a twin that was cut and thinned out without the inputs held back (`spa.judging.judge_plan`)."""
+    """The JSON's "drift", of a twin that was cut and fitted without the inputs held back (`spa.judging.judge_plan`).
+
+    `like`: the network that was thinned out; the twin takes its order of channels, patterns and masks, so that nothing
+    is searched twice."""
     from spa.judging import fitted, held_back, judge
     from spa.pruning import finish
 
     held, first, apart = held_back(calib)
     rest = fitted(calib) if apart else calib
     cut = finish(model, decided, calib=rest if repair else None, check=False, sizes=sizes, fold=fold).model
-    return judge(model, how.of(cut, rest).model, held, first=first, held=apart).to_json()
+    twin = how.of(cut, rest).model if like is None else how.again(cut, rest, like)
+    return judge(model, twin, held, first=first, held=apart).to_json()

@@ -18,7 +18,7 @@ import spa
 from spa.coupling.permutation import exact, exchangeable, orderless, permutation, rewritten
 from spa.errors import CheckFailed
 from spa.model import Model
-from spa.passes.rearrange import Rearrange, movable, rearrange, sides
+from spa.passes.rearrange import Rearrange, movable, rearrange, reordered, sides
 from spa.passes.sparsify import sparsify
 from spa.pipeline import Pipeline
 from spa.planning import from_masks
@@ -135,6 +135,20 @@ def test_patterns_keep_more(pattern: str) -> None:
     assert after > before
     names = {n.op_type for n in model.ir.graph}
     assert {n.op_type for n in result.model.ir.graph} == names
+
+
+def test_an_order_found_once_is_put_on_a_twin() -> None:
+    model, twin = conv_net(), conv_net(seed=1)
+    result = rearrange(model, "2:4")
+    assert len(result.facts["orders"]) >= 2
+    again = reordered(model, result.facts["orders"])
+    assert again.to_proto().SerializeToString(deterministic=True) == result.model.to_proto().SerializeToString(
+        deterministic=True
+    )
+    other, feeds = reordered(twin, result.facts["orders"]), onnx_text.feeds_for(model)
+    assert other.to_proto() != twin.to_proto()
+    for a, b in zip(onnx_text.run(twin, feeds), onnx_text.run(other, feeds), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(a).max()))
 
 
 def test_unstructured_patterns_need_no_order() -> None:

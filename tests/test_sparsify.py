@@ -259,6 +259,18 @@ def test_shared_weights_weights_in_constants_and_in_functions() -> None:
     assert list(result.model.ir.functions) == list(model.ir.functions)
 
 
+def test_a_twin_has_the_masks_of_another_and_weights_of_its_own() -> None:
+    model = zoo()
+    calib = [feeds_for(model, seed, N=4) for seed in range(8)]
+    first = sparsify(model, "2:4", calib=calib)
+    rules = [f"{layer['weight']}={layer['pattern']}" for layer in first.facts["sparsity"]["layers"]]
+    twin = sparsify(model, None, calib=calib[:5], layers=rules, like=first.model)
+    old, new = (constants(m.to_proto()) for m in (first.model, twin.model))
+    for layer in first.facts["sparsity"]["layers"]:
+        a, b = old[layer["weight"]], new[layer["weight"]]
+        assert ((a == 0) == (b == 0)).all() and (a != b).any()
+
+
 def test_the_command_thins_out_what_is_kept_and_replays_its_plan(models, tmp_path) -> None:  # type: ignore[no-untyped-def]
     def call(*args: str) -> dict:  # type: ignore[type-arg]
         done = CliRunner().invoke(cli, ["prune", str(models / "digits.onnx"), "--json", *args])

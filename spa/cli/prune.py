@@ -195,7 +195,7 @@ def prune(context: click.Context, /, model: Path, **options: Any) -> None:
         elif calib and not judged:
             stage("judging")
             repaired = not options["no_compensate"]
-            found = judge_thin(network, decided, thin, calib, repair=repaired, sizes=sizes, fold=fold)
+            found = judge_thin(network, decided, thin, calib, repair=repaired, sizes=sizes, fold=fold, like=result)
             facts["drift"] = found | facts.get("drift", {})
         told = result.plan or decided
         verified = result.facts["verified"]

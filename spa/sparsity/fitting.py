@@ -79,20 +79,32 @@ class Fit:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fit(w: Stack, inputs: Inputs | None, pattern: Pattern, taps: int, *, criterion: str = "auto", mend: bool) -> Fit:
-    """Thin out `w` [groups, rows, cols]; without `inputs` by magnitude. `mend`: move the weights that stay."""
+def fit(
+    w: Stack,
+    inputs: Inputs | None,
+    pattern: Pattern,
+    taps: int,
+    *,
+    criterion: str = "auto",
+    mend: bool,
+    mask: Masks | None = None,
+) -> Fit:
+    """Thin out `w` [groups, rows, cols]; without `inputs` by magnitude. `mend`: move the weights that stay. `mask`: given,
+    not chosen."""
     if inputs is None:
-        mask = np.stack([pattern.mask(masks.magnitude(m), taps) for m in w])
+        mask = np.stack([pattern.mask(masks.magnitude(m), taps) for m in w]) if mask is None else mask
         return Fit(np.where(mask, w, 0), mask, None, {"criterion": "magnitude"})
     criterion, groups = named(criterion, w), len(w)
     w = w.astype(inputs.all.xx.dtype, copy=False)
     goal, share = aim(w, inputs) if mend else (w, 0.0)
-    chosen = [choose(goal[g], inputs.all, g, pattern, taps, criterion) for g in range(groups)]
-    mask = np.stack([m for m, _ in chosen])
+    start = None
+    if mask is None:
+        chosen = [choose(goal[g], inputs.all, g, pattern, taps, criterion) for g in range(groups)]
+        mask = np.stack([m for m, _ in chosen])
+        start = None if chosen[0][1] is None else np.stack([s for _, s in chosen if s is not None])
     new = np.where(mask, w, 0)
     facts: dict[str, Any] = {"criterion": criterion, "masked": relative_error(new, inputs)}
     if mend:
-        start = None if chosen[0][1] is None else np.stack([s for _, s in chosen if s is not None])
         damping = best_damping(goal, mask, inputs)
         new = refitted(goal, mask, inputs.all, damping, start)
         new *= variance_gain(new, inputs.all)

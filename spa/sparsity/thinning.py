@@ -71,8 +71,12 @@ def thin(
     *,
     criterion: str = "auto",
     mend: bool = True,
+    like: Model | None = None,
 ) -> tuple[dict[str, Constant], list[Thinned]]:
-    """New constants by name, and what was done; without `feeds` by magnitude alone. What lay in a file does so again."""
+    """New constants by name, and what was done; without `feeds` by magnitude alone. What lay in a file does so again.
+
+    `like`: a network whose zeros are the masks of the layers that it has too."""
+    masks = {name: value for value, name in constants(like.ir).items()} if like is not None else {}
     walks = (Walk(coupling.model, feeds), Walk(coupling.model, feeds)) if feeds else None
     new: dict[str, Constant] = {}
     done = []
@@ -82,7 +86,8 @@ def thin(
         how = {"criterion": criterion, "mend": mend} if layer.alone else {"criterion": "wanda", "mend": False}
         with execution.blas(layer.cols):
             inputs = gather(layer, *walks) if walks and (mend or criterion != "magnitude") else None
-            found = fit(layer.view.matrix(old), inputs, pattern, layer.view.taps, **how)  # type: ignore[arg-type]
+            mask = layer.view.matrix(array_of(masks[layer.name])) != 0 if layer.name in masks else None
+            found = fit(layer.view.matrix(old), inputs, pattern, layer.view.taps, mask=mask, **how)  # type: ignore[arg-type]
         array = layer.view.tensor(found.weight, old)
         file = isinstance(tensor_of(layer.weight), ir.ExternalTensor)
         new[layer.name] = spilled(array, layer.name) if file and array.nbytes > LEAST else array
