@@ -76,11 +76,11 @@ def serial(body: Any) -> Any:
     """Parallel loops as serial ones."""
 
     def rewrite(loop: Any) -> Any:
-        return (
-            tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
-            if is_parallel(loop)
-            else loop
-        )
+        if not is_parallel(loop):
+            return loop
+        if EVERYONE in loop.annotations:
+            return loop.body
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
 
     return tvm_ffi.structural_map(body, (tirx.For, rewrite))
 
