@@ -111,6 +111,39 @@ def test_generic_names_are_not_installed(name: str, installed: Path) -> None:
     assert (installed / "spa" / name / "__init__.py").is_file()
 
 
+@pytest.mark.slow
+def test_a_checkout_without_links_installs_whole(tmp_path: Path) -> None:
+    """As on Windows, where git writes a small text file in place of a link: an editable install maps every package."""
+    if missing := [name for name in ("setuptools",) if installed_major(name) < 77]:
+        pytest.skip(f"needs {missing[0]} 77: pip install --upgrade {missing[0]}")
+    for name in tracked():
+        if name.parts[0] not in PACKAGES and name.name not in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+            continue
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            (tmp_path / name).write_text((ROOT / name).readlink().as_posix())
+        else:
+            shutil.copy2(ROOT / name, tmp_path / name)
+    build = "from setuptools.build_meta import build_editable as b; b('wheel')"
+    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (made,) = (tmp_path / "wheel").glob("*.whl")
+    with zipfile.ZipFile(made) as archive:
+        archive.extractall(tmp_path / "site")
+    load = (
+        f"import site; site.addsitedir({str(tmp_path / 'site')!r})\n"
+        "import spa.passes.fold, spa.codegen.target, spa.runtime.load\n"
+        "print(spa.__file__, spa.passes.__file__, spa.codegen.__file__, spa.runtime.__file__)"
+    )
+    code = (  # the interpreter of the tests may know the real checkout in the same way
+        "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
+        f"for name in [n for n in sys.modules if 'editable' in n]: del sys.modules[name]\n{load}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(Path(place).is_relative_to(tmp_path) for place in done.stdout.split()), done.stdout
+
+
 @pytest.mark.parametrize("name", ["passes", "codegen", "runtime"])
 def test_a_bare_import_of_a_folder_is_refused(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
@@ -180,6 +213,8 @@ FORBIDDEN = {
     "spa.passes": ("spa.codegen", "spa.runtime", "spa.cli"),
     "spa.codegen": (*PRUNING, "spa.cli"),
     "spa.model": ("spa.coupling", "spa.passes", "spa.codegen", "spa.runtime", "spa.cli"),
+    "spa.checking": (*PRUNING[1:5], "spa.passes", "spa.report", "spa.cli"),
+    "spa.report": (*PRUNING[1:], "spa.passes", "spa.codegen", "spa.runtime", "spa.checking", "spa.cli"),
     "spa.pipeline": ("spa.coupling", "spa.codegen", "spa.runtime", "spa.cli"),
 }
 
