@@ -134,9 +134,9 @@ def _marks(comment: str) -> dict[str, str]:
 
 
 def pages(root: Path) -> list[Path]:
-    """README.md and all pages below docs/, but for what a build wrote."""
+    """README.md, examples/README.md and all pages below docs/, but for what a build wrote."""
     found = (page for page in sorted((root / "docs").rglob("*.md")) if "_build" not in page.parts)
-    return [root / "README.md", *found]
+    return [root / "README.md", root / "examples" / "README.md", *found]
 
 
 def illustrations(root: Path) -> list[tuple[str, int, str]]:

@@ -4,7 +4,7 @@
 interpreter first on the path. A page's blocks share the folder and one Python namespace. Where a page gives several commands
 for the same thing, an output that is there already is replaced (`--force`), as a reader tries one or the other.
 
-Numbers that no two runs share are not compared: seconds, and errors such as 5.1e-07.
+`CHECKOUT` in the environment is the repository, for preparations that copy from it. Numbers that no two runs share are not compared: seconds, and errors such as 5.1e-07.
 """
 
 from __future__ import annotations
@@ -157,7 +157,12 @@ class Run:
         """In the page's folder, with its modules on the path and our interpreter first; warnings are those of a shell."""
         before, path, known = dict(os.environ), list(sys.path), set(sys.modules)
         folder = Path.cwd()
-        os.environ |= {"PATH": f"{Path(sys.executable).parent}:{before['PATH']}", "COLUMNS": "100", "NO_COLOR": "1"}
+        os.environ |= {
+            "PATH": f"{Path(sys.executable).parent}:{before['PATH']}",
+            "COLUMNS": "100",
+            "NO_COLOR": "1",
+            "CHECKOUT": str(ROOT),
+        }
         os.chdir(self.folder)
         sys.modules[self.module.__name__] = self.module
         try:
