@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Thinning:
     """How to thin out: a `pattern` for all layers, or those of a plan's `sparsity` (`layers`); `dense`: layers (glob)
-    left alone. `rearranged`: channels are put in the order in which the patterns lose least; `refit`: weights that stay
+    left alone; `rules`: glob=pattern for some layers, the last that matches. `rearranged`: channels are put in the order in which the patterns lose least; `refit`: weights that stay
     are moved."""
 
     pattern: str | None = None
     layers: dict[str, str] | None = None
     dense: Sequence[str] = ()
+    rules: Sequence[str] = ()
     rearranged: bool = True
     refit: bool = True
     seed: int = 0
     targets: Sequence[str] = ()  # where it is to be fast
 
     def __bool__(self) -> bool:
-        return bool(self.pattern or self.layers)
+        return bool(self.pattern or self.layers or self.rules)
 
     def of(
         self,
@@ -43,7 +44,7 @@ class Thinning:
         from spa.passes.rearrange import rearrange
         from spa.passes.sparsify import replayed, sparsify
 
-        rules = replayed(self.layers or {})
+        rules = [*replayed(self.layers or {}), *self.rules]
         facts: dict[str, Any] = {}
         if self.rearranged:
             moved = rearrange(

@@ -287,6 +287,27 @@ def test_the_command_thins_out_what_is_kept_and_replays_its_plan(models, tmp_pat
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def test_the_command_gives_layers_patterns_of_their_own(models, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    names = [x.name for x in layers(spa.analyze(spa.load(models / "digits.onnx")))]
+    plan, out = tmp_path / "plan.json", tmp_path / "a.onnx"
+    rules = (
+        "--layers",
+        f"{names[1]}=taps4",
+        "--layers",
+        f"{names[2]}=1:4",
+        "--layers",
+        f"{names[-1]}=unstructured:0.3",
+    )
+    for more in ((), ("--sparsity", "2:4")):
+        call = ["prune", str(models / "digits.onnx"), "-o", str(out), "--plan", str(plan), "--force", *rules, *more]
+        done = CliRunner().invoke(cli, call)
+        assert done.exit_code == 0, done.output
+        claimed = json.loads(plan.read_text())["sparsity"]
+        own = {names[1]: "taps4", names[2]: "1:4", names[-1]: "unstructured:0.3"}
+        assert own.items() <= claimed.items() and not violations(onnx.load(out), claimed)
+        assert {p for n, p in claimed.items() if n not in own} == ({"2:4"} if more else set())
+
+
 def test_half_of_the_weights_cost_no_accuracy_where_magnitude_costs_some(models) -> None:  # type: ignore[no-untyped-def]
     model, data = spa.load(models / "digits.onnx"), np.load(models / "digits.npz")
     calib = spa.calibration.load({"x": data["calib_x"]}, model)

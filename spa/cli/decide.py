@@ -61,7 +61,8 @@ def decide(
     auto = options["sparsity"] == "auto"
     if auto:
         choice |= {"sparsity": "auto", "targets": options["targets"], "dense": options["dense"]}
-    if ((options["sparsity"] and not auto) or options["pipeline"]) and not budget:
+    thin = not auto and (options["sparsity"] or options["layers"])
+    if (thin or options["pipeline"]) and not budget:
         from spa.planning import from_masks
 
         return from_masks(coupling, {}), coupling, {}

@@ -96,6 +96,12 @@ if TYPE_CHECKING:
     help="Thin out what is kept: 2:4, block4x1:0.5, unstructured:0.8, ...; auto: narrow or thin, layer by layer.",
 )
 @click.option("--dense", multiple=True, metavar="PATTERN", help="With --sparsity: layers left dense (glob).")
+@click.option(
+    "--layers",
+    multiple=True,
+    metavar="GLOB=PATTERN",
+    help="Thin out these layers (weights or nodes) in a pattern of their own; the last that matches counts.",
+)
 @click.option("--no-rearrange/--rearrange", help="With --sparsity: leave channels in the order in which they are.")
 @click.option("--allow-approximate/--exact", help="Also prune where the result is only close to the masked network.")
 @click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify with (.npz).")

@@ -21,6 +21,7 @@ def thinning(options: dict[str, Any], layers: dict[str, str]) -> Thinning:
         None if auto else options["sparsity"],
         layers if auto or not options["sparsity"] else {},
         tuple(options["dense"]),
+        rules=tuple(options["layers"]),
         rearranged=not options["no_rearrange"],
         refit=not options["no_compensate"],
         seed=options["seed"],
