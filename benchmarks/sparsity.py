@@ -1,13 +1,14 @@
 """Sparsity without fine-tuning: accuracy of trained networks per pattern, and the time for many parameters.
 
     python benchmarks/sparsity.py FOLDER [NAME [PATTERN...]]     accuracy; FOLDER as in benchmarks/accuracy.py
-    python benchmarks/sparsity.py scale [MILLIONS [WIDTH]]       2:4 by SparseGPT on a stack of wide products
+    python benchmarks/sparsity.py scale [MILLIONS [WIDTH [data | none]]]     2:4 on a decoder: seconds and memory
 
 Accuracy rows: plain magnitude, masked by SparseGPT and refitted, and the default; seconds of the last.
 """
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import tempfile
@@ -64,38 +65,52 @@ def accuracy(folder: Path, names: list[str]) -> None:
                 )
 
 
-def scale(millions: float, width: int) -> None:
-    """Products and ReLUs, first and last beyond those counted; 256 samples of 64 rows."""
-    count = max(1, round(millions * 1e6 / width**2))
+def scale(millions: float, width: int, how: str) -> None:
+    """A decoder of square layers whose weights lie in a file (benchmarks/scale.py): 2:4 and written, in this process.
+
+    `how`: data (128 samples of 64 positions; the default criterion) or none (by magnitude)."""
+    from scale import decoder
+
+    count = max(1, math.ceil(millions * 1e6 / (7 * width**2)))
     rng = np.random.default_rng(0)
-    nodes, weights, at = [], [], "x"
-    for i in range(count + 2):
-        w = rng.standard_normal((width, width), np.float32) * np.float32((2 / width) ** 0.5)
-        weights.append(onnx.numpy_helper.from_array(w, f"w{i}"))
-        nodes += [
-            onnx.helper.make_node("MatMul", [at, f"w{i}"], [f"p{i}"]),
-            onnx.helper.make_node("Relu", [f"p{i}"], [f"r{i}"]),
-        ]
-        at = f"r{i}"
-    kind, shape = onnx.TensorProto.FLOAT, ["N", 64, width]
-    graph = onnx.helper.make_graph(
-        nodes,
-        "stack",
-        [onnx.helper.make_tensor_value_info("x", kind, shape)],
-        [onnx.helper.make_tensor_value_info(at, kind, shape)],
-        weights,
-    )
-    model = spa.load(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8))
-    calib = load({"x": rng.standard_normal((256, 64, width), np.float32)}, model)
-    start = time.perf_counter()
-    result = sparsify(model, "2:4", calib=calib, criterion="sparsegpt")
+    with tempfile.TemporaryDirectory() as tmp:
+        path = decoder(Path(tmp), count, width, width, max(1, width // 128), seq=64)
+        fill(path, rng)
+        model = spa.load(path)
+        data = {"x": rng.standard_normal((128, 64, 64), np.float32)} if how == "data" else None
+        calib = load(data, model) if data else None
+        start, cpu = time.perf_counter(), time.process_time()
+        result = sparsify(model, "2:4", calib=calib)
+        thin = time.perf_counter() - start
+        result.model.save(Path(tmp) / "thin.onnx")
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     facts = result.facts["sparsity"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{facts['weights'] / 1e6:.1f} M weights 2:4 in {time.perf_counter() - start:.0f} s, at most {peak:.1f} GiB")
+    print(
+        f"{facts['weights'] / 1e6:.1f} M weights, {width} wide, {facts['layers'][0]['criterion']}: "
+        f"thin in {thin:.0f} s, written after {seconds:.0f} s ({cpu:.0f} s of CPU), at most {peak:.1f} GiB"
+    )
+
+
+def fill(path: Path, rng: np.random.Generator) -> None:
+    """Weights like trained ones in variance, one at a time; scales of normalisations are one."""
+    proto = onnx.load(path, load_external_data=False)
+    with (path.parent / "weights.bin").open("r+b") as file:
+        for tensor in proto.graph.initializer:
+            where = {e.key: e.value for e in tensor.external_data}
+            if not where:
+                continue
+            shape = tuple(tensor.dims)
+            w = np.ones(shape, np.float32)
+            if len(shape) > 1:
+                w = rng.standard_normal(shape, np.float32) * np.float32(shape[0] ** -0.5)
+            file.seek(int(where["offset"]))
+            w.tofile(file)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "scale":
-        scale(*(float(sys.argv[2]) if len(sys.argv) > 2 else 100.0, int(sys.argv[3]) if len(sys.argv) > 3 else 4096))
+        arguments = [*sys.argv[2:], *("100", "4096", "data")[len(sys.argv) - 2 :]]
+        scale(float(arguments[0]), int(arguments[1]), arguments[2])
     else:
         accuracy(Path(sys.argv[1]), sys.argv[2:])
