@@ -14,6 +14,7 @@ import onnx
 from spa.codegen import dispatch, kernels, link, loader, tvm_api
 from spa.codegen.converters import CONVERTERS
 from spa.codegen.layer import Kernel, Layer
+from spa.codegen.macs import layer_macs
 from spa.codegen.plan_memory import plan_memory
 from spa.codegen.prepare import interface, prepare
 from spa.codegen.program import Program
@@ -81,11 +82,12 @@ def _kernel_rows(program: Program, own: Mapping[str, Sequence[tuple[Layer, Kerne
     pending = {op: iter(served) for op, served in own.items()}
     rows = []
     for step, kernel in enumerate(call.kernel for call in program.calls):
-        row = {"layer": f"{step}:{kernel}", "kernel": kernel, "family": "tvm", "format": "dense", "tile": ""}
+        row: dict[str, Any] = {"layer": f"{step}:{kernel}", "kernel": kernel}
+        row |= {"family": "tvm", "format": "dense", "tile": "", "macs": 0}
         row["why"] = "no kernel of our own for this operator"
         if kernel in pending:
             layer, chosen = next(pending[kernel])
             row |= {"layer": layer.name, "family": chosen.family, "format": chosen.format, "tile": chosen.tile}
-            row["why"] = chosen.why
+            row |= {"why": chosen.why, "macs": layer_macs(layer)}
         rows.append(row)
     return rows

@@ -13,7 +13,8 @@ import numpy as np
 
 Step = Callable[[], float]  # runs once, gives seconds
 MIN_RUNS = 10
-WARMUP = 3
+WARMUP = 3  # runs, and
+WARMUP_SECONDS = 0.5  # at least: engines for JavaScript compile in stages, cores raise their clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +29,20 @@ class Timing:
         """theirs / ours, the median over neighbours: 2.0 = we are twice as fast."""
         return None if self.theirs is None else float(np.median(self.theirs / self.ours))
 
+    def ratio_at(self, percentile: float) -> float | None:
+        """How far the ratios of neighbours spread."""
+        return None if self.theirs is None else float(np.percentile(self.theirs / self.ours, percentile))
+
 
 def measure(ours: Step, theirs: Step | None, seconds: float = 3.0, runs: int | None = None) -> Timing:
     """Run both in turn for about so many seconds in all (at least `MIN_RUNS` each), or exactly `runs` times each."""
     steps = [s for s in (ours, theirs) if s is not None]
-    for _ in range(WARMUP if runs is None else 1):
+    warm = 0 if runs is not None else min(WARMUP_SECONDS, seconds)
+    end, done = time.perf_counter() + warm, 0
+    while done < (1 if runs is not None else WARMUP) or (time.perf_counter() < end):
         for step in steps:
             step()
+        done += 1
     taken: list[list[float]] = [[] for _ in steps]
     end = time.perf_counter() + seconds
     while len(taken[0]) < (runs or MIN_RUNS) or (runs is None and time.perf_counter() < end):

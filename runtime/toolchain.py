@@ -18,6 +18,7 @@ INSTALL = {
     "wasmtime": "pip install wasmtime",
     "qemu-aarch64": "apt-get install qemu-user-static",
     "node": "apt-get install nodejs",
+    "npm": "apt-get install npm",
 }
 PURPOSE = {
     "zig": "links every target",
@@ -25,6 +26,7 @@ PURPOSE = {
     "wasmtime": "runs wasm artifacts",
     "qemu-aarch64": "runs arm artifacts on other machines",
     "node": "runs wasm artifacts through their ES module",
+    "npm": "installs onnxruntime-web for spa bench --against",
 }
 MODULES = {"tvm": "tvm", "wasmtime": "wasmtime"}
 

@@ -86,7 +86,7 @@ class _Scratch:
 
 
 def _nbytes(buffer: Any) -> int:
-    return math.prod(int(d) for d in buffer.shape) * ((buffer.dtype.bits * buffer.dtype.lanes + 7) // 8)
+    return math.prod(int(d) for d in buffer.shape) * ((int(buffer.dtype.bits) * int(buffer.dtype.lanes) + 7) // 8)
 
 
 def _with_scratch(f: PrimFunc, prefix: str | None) -> tuple[PrimFunc, int, Own | None]:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from spa.errors import Unsupported, UsageError
+from spa.errors import UsageError
 
 if TYPE_CHECKING:
     from spa.codegen.bundle import Bundle
-    from spa.runtime.bench import Step
+    from spa.runtime.bench import Step, Timing
+    from spa.runtime.engine import Engine
 
 
 @click.command("bench")
 @click.argument("subjects", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BUNDLE|MODEL...")
 @click.option("--target", default="host", show_default=True, help="host or wasm; arm on an aarch64 machine.")
 @click.option("--engine", type=click.Choice(["native", "wasmtime", "node"]), help="What runs it.")
-@click.option("--threads", default=1, show_default=True, help="Artifacts have one thread, so this must be 1 for now.")
-@click.option("--against", metavar="onnxruntime|BUNDLE|MODEL", help="Whom to run in turn with it.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of ours and of theirs.")
+@click.option("--against", metavar="onnxruntime|onnxruntime-web|BUNDLE|MODEL", help="Whom to run in turn with it.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME:1,3,224,224", help="Fix the shape of a model's input.")
 @click.option("--runs", type=click.IntRange(1), help="Exactly so many runs [default: about 3 seconds].")
+@click.option(
+    "--profile", "profiled", is_flag=True, help="Time every layer, and compare it with what the machine can do."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def bench(
     subjects: tuple[Path, ...],
@@ -33,46 +38,53 @@ def bench(
     against: str | None,
     shapes: tuple[str, ...],
     runs: int | None,
+    profiled: bool,
     as_json: bool,
 ) -> None:
     """Time bundles and models, in turn with others: medians and the ratio theirs / ours."""
     from spa.runtime.bench import measure
 
-    if threads != 1:
-        raise Unsupported("artifacts run in one thread", hint="--threads 1")
-    if against == "onnxruntime-web":
-        raise Unsupported("onnxruntime-web is not driven from here yet", hint="--against onnxruntime")
+    engine = _engine_for(engine, against, target)
+    _warn_of_few_cores(threads)
     results = []
     for subject in subjects:
         bundle = _bundle(subject, target, shapes)
-        ours, close = _step(bundle, target, engine)
-        theirs, close_theirs = _opponent(against, bundle, target, engine, shapes, threads)
+        ours = _open(bundle, target, engine, threads)
         try:
-            timing = measure(ours, theirs, runs=runs)
+            theirs, close = _opponent(against, bundle, target, engine, shapes, threads)
+            try:
+                timing = measure(ours.step, theirs, runs=runs)
+            finally:
+                close()
+            row = _result(subject, target, threads, against, timing)
+            if profiled:
+                row |= _profile(bundle, target, engine, ours, threads)
         finally:
-            close()
-            close_theirs()
-        results.append(_result(subject, target, threads, against, timing))
+            ours.close()
+        results.append(row)
     if as_json:
         click.echo(json.dumps(results[0] if len(results) == 1 else results))
         return
-    from rich.console import Console
-    from rich.table import Table
+    _print(results)
 
-    table = Table("subject", "target", "median ms", "p10", "p90", "against", "median ms", "ratio")
-    for row in results:
-        other = row["against"] or {}
-        numbers = [f"{row[k]:.3f}" for k in ("median_ms", "p10_ms", "p90_ms")]
-        theirs_ms = f"{other['median_ms']:.3f}" if other else ""
-        table.add_row(
-            row["subject"],
-            row["target"],
-            *numbers,
-            other.get("name", ""),
-            theirs_ms,
-            f"{row['ratio']:.2f}" if other else "",
-        )
-    Console().print(table)
+
+def _engine_for(engine: str | None, against: str | None, target: str) -> str | None:
+    """onnxruntime-web is compared in the engine that runs it."""
+    if against != "onnxruntime-web":
+        return engine
+    if target != "wasm":
+        raise UsageError("onnxruntime-web runs wasm", f"--target {target}", "--target wasm, or --against onnxruntime")
+    if engine not in (None, "node"):
+        raise UsageError(f"onnxruntime-web does not run in {engine}", hint="--engine node")
+    return "node"
+
+
+def _warn_of_few_cores(threads: int) -> None:
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads > cores:
+        click.echo(f"{threads} threads on {cores} cores: they will wait for each other", err=True)
 
 
 def _bundle(subject: Path, target: str, shapes: tuple[str, ...]) -> Bundle:
@@ -96,54 +108,40 @@ def _feeds(bundle: Bundle) -> dict[str, Any]:
     return feeds
 
 
-def _step(bundle: Bundle, target: str, engine: str | None) -> tuple[Step, Any]:
-    from spa.runtime.load import target_of
+def _open(bundle: Bundle, target: str, engine: str | None, threads: int) -> Engine:
     from spa.runtime.library import Qemu
+    from spa.runtime.load import target_of
     from spa.runtime.run import open_engine
 
-    loaded = target_of(bundle.path, target)
-    running = open_engine(loaded, engine)
+    running = open_engine(target_of(bundle.path, target), engine, threads)
     if isinstance(running, Qemu):
         running.step()  # raises: emulation says nothing about time
     running.run(_feeds(bundle))
-    return running.step, running.close
+    return running
 
 
 def _opponent(
     against: str | None, bundle: Bundle, target: str, engine: str | None, shapes: tuple[str, ...], threads: int
-) -> tuple[Step | None, Any]:
+) -> tuple[Step | None, Callable[[], None]]:
+    from spa.runtime.opponents import Web, onnxruntime_step
+
     if against is None:
         return None, lambda: None
     if against == "onnxruntime":
-        return _onnxruntime(bundle, threads), lambda: None
+        return onnxruntime_step(bundle.path / "model.onnx", _feeds(bundle), threads), lambda: None
+    if against == "onnxruntime-web":
+        web = Web(bundle.path / "model.onnx", _feeds(bundle), threads)
+        return web.step, web.close
     if not Path(against).exists():
-        raise UsageError(f"no such opponent: {against}", hint="onnxruntime, a bundle or a model")
-    return _step(_bundle(Path(against), target, shapes), target, engine)
+        raise UsageError(f"no such opponent: {against}", hint="onnxruntime, onnxruntime-web, a bundle or a model")
+    other = _open(_bundle(Path(against), target, shapes), target, engine, threads)
+    return other.step, other.close
 
 
-def _onnxruntime(bundle: Bundle, threads: int) -> Step:
-    """onnxruntime at its best: all graph optimisations on, the same number of threads."""
-    import time
-
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(bundle.path / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    feeds = _feeds(bundle)
-
-    def step() -> float:
-        begin = time.perf_counter()
-        session.run(None, feeds)
-        return time.perf_counter() - begin
-
-    return step
-
-
-def _result(subject: Path, target: str, threads: int, against: str | None, timing: Any) -> dict[str, Any]:
+def _result(subject: Path, target: str, threads: int, against: str | None, timing: Timing) -> dict[str, Any]:
     import numpy as np
 
+    theirs = timing.theirs
     return {
         "schema": 1,
         "subject": str(subject),
@@ -154,9 +152,61 @@ def _result(subject: Path, target: str, threads: int, against: str | None, timin
         "median_ms": float(np.median(timing.ours)),
         "p10_ms": float(np.percentile(timing.ours, 10)),
         "p90_ms": float(np.percentile(timing.ours, 90)),
-        "against": None if timing.theirs is None else {"name": against, "median_ms": float(np.median(timing.theirs))},
+        "against": None if theirs is None else {"name": against, "median_ms": float(np.median(theirs))},
         "ratio": timing.ratio,
+        "ratio_p10": timing.ratio_at(10),
+        "ratio_p90": timing.ratio_at(90),
     }
+
+
+def _profile(bundle: Bundle, target: str, engine: str | None, running: Engine, threads: int) -> dict[str, Any]:
+    """Every kernel call: its time, the multiply-adds it does per second, and their share of the machine's peak."""
+    from spa.runtime.load import target_of
+    from spa.runtime.peak import peak_gmacs
+    from spa.runtime.profile import part_seconds
+
+    seconds = part_seconds(running)
+    peak = peak_gmacs(target_of(bundle.path, target), engine) * threads
+    kernels = bundle.manifest["targets"][target]["kernels"]
+    copies = [{"layer": "copy of an output", "kernel": "", "macs": 0}] * (len(seconds) - len(kernels))
+    layers = []
+    for row, taken in zip([*kernels, *copies], seconds.tolist(), strict=True):
+        gmacs = row.get("macs", 0) / taken / 1e9
+        layers.append(
+            {
+                "name": row["layer"],
+                "kernel": " ".join(filter(None, (row.get("family"), row.get("format"), row.get("tile")))),
+                "ms": taken * 1e3,
+                "gmacs": gmacs,
+                "share_of_peak": gmacs / peak,
+            }
+        )
+    return {"peak_gmacs": peak, "layers": layers}
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("subject", "target", "median ms", "p10", "p90", "against", "median ms", "ratio", "p10 - p90")
+    for row in results:
+        other = row["against"]
+        theirs = [other["name"], f"{other['median_ms']:.3f}"] if other else ["", ""]
+        ratio = [f"{row['ratio']:.2f}", f"{row['ratio_p10']:.2f} - {row['ratio_p90']:.2f}"] if other else ["", ""]
+        numbers = [f"{row[k]:.3f}" for k in ("median_ms", "p10_ms", "p90_ms")]
+        table.add_row(row["subject"], row["target"], *numbers, *theirs, *ratio)
+    console = Console()
+    console.print(table)
+    for row in results:
+        if "layers" not in row:
+            continue
+        table = Table("layer", "kernel", "ms", "GMAC/s", "of peak", title=f"{row['subject']}, {row['threads']} threads")
+        for layer in row["layers"]:
+            speed = [f"{layer['gmacs']:.1f}", f"{layer['share_of_peak']:.0%}"] if layer["gmacs"] else ["", ""]
+            table.add_row(layer["name"], layer["kernel"], f"{layer['ms']:.4f}", *speed)
+        total = sum(layer["ms"] for layer in row["layers"])
+        table.add_row("together", "", f"{total:.3f}", "", f"peak {row['peak_gmacs']:.0f} GMAC/s")
+        console.print(table)
 
 
 def _cpu() -> str:

@@ -26,15 +26,18 @@ if TYPE_CHECKING:
     "-o", "--output", "sink", type=click.Path(path_type=Path), metavar="Y.npz", help="Write the outputs there."
 )
 @click.option("--engine", type=click.Choice(["native", "qemu", "wasmtime", "node"]), help="What runs it.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads that share the work.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def run(bundle: Path, target: str | None, source: Path, sink: Path | None, engine: str | None, as_json: bool) -> None:
+def run(
+    bundle: Path, target: str | None, source: Path, sink: Path | None, engine: str | None, threads: int, as_json: bool
+) -> None:
     """Run BUNDLE once on the arrays of an .npz file."""
     from spa.runtime.load import target_of
     from spa.runtime.run import open_engine
 
     loaded = target_of(bundle, target)
     feeds = _read(source)
-    running = open_engine(loaded, engine)
+    running = open_engine(loaded, engine, threads)
     try:
         begin = time.perf_counter()
         outputs = running.run(feeds)
