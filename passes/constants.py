@@ -11,6 +11,7 @@ Two ways lead there:
 
 Never folded: what is random, has subgraphs, is of another domain, or quantises (the scales carry meaning), and what
 would make the model grow by more than `max_bytes`: ConstantOfShape, Expand, Tile, or two transposes of a shared weight.
+A weight that is stored in fewer bits than it is used in, behind a Cast (`spa.passes.halve`), stays so unless `widen`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ PLAIN = {
     *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
 }
 DATA_LIMIT = 4096  # bytes: operands up to this size are shown to shape inference
+STORED = 256  # elements: a Cast of so many to a wider type is a way to store them
 READ_ALWAYS = 1 << 20  # bytes: larger operands are read only where the result replaces them
 
 
@@ -57,10 +59,10 @@ def lift_constants(model: ir.Model) -> int:
     return lifted
 
 
-def fold_constants(model: ir.Model, max_bytes: int, types: dict[str, ir.DataType]) -> int:
+def fold_constants(model: ir.Model, max_bytes: int, types: dict[str, ir.DataType], widen: bool = False) -> int:
     """Evaluate nodes with constant operands until none is left; `types` are those inferred, by value name."""
     folded = 0
-    pending = [n for n in edit.nodes(model) if _foldable(n, types)]
+    pending = [n for n in edit.nodes(model) if _foldable(n, types, widen)]
     while pending:
         wave = [n for n in pending if _affordable(n, model, max_bytes)]
         done = _evaluate(wave, model, types)
@@ -68,12 +70,14 @@ def fold_constants(model: ir.Model, max_bytes: int, types: dict[str, ir.DataType
         for node, arrays in done.items():
             edit.replace_by_constants(model, node, [ir.tensor(a) for a in arrays])
         folded += len(done)
-        pending = [n for n in readers if n.graph is not None and _foldable(n, types)]
+        pending = [n for n in readers if n.graph is not None and _foldable(n, types, widen)]
     return folded
 
 
-def _foldable(node: ir.Node, types: dict[str, ir.DataType]) -> bool:
+def _foldable(node: ir.Node, types: dict[str, ir.DataType], widen: bool) -> bool:
     """All operands constant, and an op whose result is always the same."""
+    if not widen and stored_narrow(node):
+        return False
     if node.domain not in ("", "ai.onnx") or node.op_type in NEVER or not node.inputs:
         return False
     if any(a.is_ref() or a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
@@ -82,6 +86,15 @@ def _foldable(node: ir.Node, types: dict[str, ir.DataType]) -> bool:
         like = node.inputs[1]
         return like is not None and types.get(like.name or "") in PLAIN and _plain(node.inputs[0])
     return all(v is None or _plain(v) for v in node.inputs)
+
+
+def stored_narrow(node: ir.Node) -> bool:
+    """Does the node widen a constant that somebody stored in fewer bits?"""
+    tensor = constant(node.inputs[0]) if is_onnx(node, "Cast") and node.inputs else None
+    if tensor is None or not tensor.dtype.is_floating_point() or tensor.size < STORED:
+        return False
+    target = ir.DataType(edit.attribute(node, "to"))
+    return target.is_floating_point() and tensor.dtype.bitwidth < target.bitwidth
 
 
 def _plain(value: ir.Value | None) -> bool:

@@ -43,6 +43,7 @@ class Fold:
     batchnorm: bool = True
     dead: bool = True
     max_bytes: int = 1 << 16  # by how much one folded constant may make the model grow
+    widen: bool = False  # weights stored in fewer bits behind a Cast too
 
     def run(self, model: Model) -> Result:
         graph = model.ir.clone()
@@ -55,7 +56,7 @@ class Fold:
                 chains, reshapes = fold_shapes(graph, shapes)
                 counts["lifted"] += constants.lift_constants(graph)
                 counts["reshapes"] += reshapes
-                counts["constants"] += chains + constants.fold_constants(graph, self.max_bytes, types)
+                counts["constants"] += chains + constants.fold_constants(graph, self.max_bytes, types, self.widen)
             if self.identities:
                 counts["identities"] += remove_identities(graph, types)
             if self.batchnorm:

@@ -44,7 +44,7 @@ def workbench(model: Model, calib: Any = None, fold: bool = True) -> Model:
         return ensure_biases(model)
     from spa.passes.fold import Fold
 
-    return ensure_biases(Fold().run(model).model)
+    return ensure_biases(Fold(widen=True).run(model).model)
 
 
 def mended(

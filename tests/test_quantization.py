@@ -260,6 +260,28 @@ def test_halves() -> None:
     assert ops(Halve().run(model).model) == ["Conv", "Relu"]
 
 
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("encoding", [Encoding(8), Encoding(4, 16), Encoding(4, 3, False), Encoding(8, 17)])
+def test_folding_leaves_codes_and_halves_as_they_are(kind: str, encoding: Encoding) -> None:
+    model = model_of(kind, 21)
+    halved = Halve(smallest=1).run(model).model if kind in ("conv", "matmul") else model
+    for small in (quantize(model, encoding).model, halved):
+        before, after = (len(m.to_proto().SerializeToString()) for m in (small, Fold().run(small).model))
+        assert after <= before + 64 and ops(Fold().run(small).model) == ops(small)
+        feeds = feeds_for(model, N=2)
+        for a, b in zip(run(small, feeds), run(Fold().run(small).model, feeds), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_halves_fold_where_that_is_asked_for_and_where_weights_are_mended(models) -> None:  # type: ignore[no-untyped-def]
+    model = Fold().run(spa.load(models / "digits.onnx")).model
+    halved = Halve().run(model).model
+    assert "Cast" in ops(Fold().run(halved).model) and "Cast" not in ops(Fold(widen=True).run(halved).model)
+    assert spa.prune(halved, ratio=0.25).facts["verified"]["ok"]
+    data = np.load(models / "digits.npz")
+    assert spa.prune(halved, ratio=0.25, calib={"x": data["calib_x"][:64]}).facts["repairs"]
+
+
 # What it takes ---------------------------------------------------------------------------------------------------
 
 
