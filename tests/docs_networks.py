@@ -114,7 +114,7 @@ def tokens(path: str | Path, count: int = 64) -> None:
     np.savez(path, tokens=np.random.default_rng(1).integers(0, 100, (count, 16)))
 
 
-def pictures(path: str | Path, count: int = 32) -> None:
+def pictures(path: str | Path, count: int = 16) -> None:
     """Inputs of the detector: noise with neighbours alike."""
     noise = np.random.default_rng(1).random((count, 3, 8, 8), np.float32)
     np.savez(path, images=noise.repeat(4, 2).repeat(4, 3))

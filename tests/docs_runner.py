@@ -4,7 +4,8 @@
 interpreter first on the path. A page's blocks share the folder and one Python namespace. Where a page gives several commands
 for the same thing, an output that is there already is replaced (`--force`), as a reader tries one or the other.
 
-`CHECKOUT` in the environment is the repository, for preparations that copy from it. Numbers that no two runs share are not compared: seconds, and errors such as 5.1e-07.
+`CHECKOUT` in the environment is the repository, for preparations that copy from it. Numbers that no two
+runs share are not compared: seconds, and errors such as 5.1e-07.
 """
 
 from __future__ import annotations
