@@ -21,6 +21,8 @@ def write_bundle(
     shapes: dict[str, tuple[int, ...]],
     *,
     force: bool,
+    cuda_archs: str | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Compile for the targets and put model, plan, report, recipe and artifacts in place at once. Returns the `targets` of
     the report."""
@@ -34,7 +36,17 @@ def write_bundle(
     }
     if result.plan is not None:
         files["plan.json"] = result.plan.to_json().encode()
-    bundle = compile(result.model, targets, out, shapes=shapes, force=force, name=network.name, extra_files=files)
+    bundle = compile(
+        result.model,
+        targets,
+        out,
+        shapes=shapes,
+        force=force,
+        name=network.name,
+        extra_files=files,
+        cuda_archs=cuda_archs,
+        precision=precision,
+    )
     found = {}
     for name in bundle.targets:
         facts = bundle.manifest["targets"][name]

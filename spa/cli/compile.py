@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from spa.cli.options import parse_shapes
+from spa.cli.options import cuda_options, parse_shapes
 
 
 @click.command("compile")
@@ -19,7 +19,7 @@ from spa.cli.options import parse_shapes
     multiple=True,
     default=("host",),
     show_default=True,
-    help="host, arm or wasm; may be repeated.",
+    help="host, arm, wasm or cuda; may be repeated.",
 )
 @click.option(
     "-o",
@@ -32,6 +32,7 @@ from spa.cli.options import parse_shapes
 @click.option(
     "--host-level", metavar="LEVEL", help="x86-64-v2, -v3 or -v4 for the host [default: what this machine has]."
 )
+@cuda_options
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-cache", is_flag=True, help="Compile even if the same was compiled before.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -41,6 +42,8 @@ def compile(
     out: Path | None,
     shapes: tuple[str, ...],
     host_level: str | None,
+    cuda_archs: str | None,
+    precision: str | None,
     force: bool,
     no_cache: bool,
     as_json: bool,
@@ -50,7 +53,17 @@ def compile(
 
     begin = time.perf_counter()
     out = out or model.with_suffix(".spa")
-    built = bundles.compile(model, targets, out, parse_shapes(shapes), host_level, force=force, use_cache=not no_cache)
+    built = bundles.compile(
+        model,
+        targets,
+        out,
+        parse_shapes(shapes),
+        host_level,
+        force=force,
+        use_cache=not no_cache,
+        cuda_archs=cuda_archs,
+        precision=precision,
+    )
     seconds = round(time.perf_counter() - begin, 3)
     rows = {
         name: {

@@ -28,6 +28,17 @@ def shape_option(function: F) -> F:
     )(function)
 
 
+def cuda_options(function: F) -> F:
+    """What --target cuda compiles for."""
+    archs = click.option(
+        "--cuda-arch", "cuda_archs", metavar="LIST", help="GPU architectures for cuda [default: sm_80,sm_90]."
+    )
+    precision = click.option(
+        "--precision", type=click.Choice(["fp16", "fp32"]), help="Operands of cuda's products [default: fp16]."
+    )
+    return archs(precision(function))
+
+
 def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=1, allow_nan=False, default=str))
 

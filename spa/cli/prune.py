@@ -10,7 +10,16 @@ import click
 
 from spa.cli.complete import criteria, networks, recipes, target_names
 from spa.cli.decide import calibration, decide, doubts
-from spa.cli.options import human, json_option, parse_shapes, print_json, refuse_existing, shape_option, sizes_of
+from spa.cli.options import (
+    cuda_options,
+    human,
+    json_option,
+    parse_shapes,
+    print_json,
+    refuse_existing,
+    shape_option,
+    sizes_of,
+)
 from spa.cli.recipe import ENVIRONMENT, read_settings, records, settled, tell_differences, versions
 from spa.importance.table import CRITERIA
 
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
     help="host, arm, wasm or cuda; may be repeated. Makes OUT a bundle.",
     shell_complete=target_names,
 )
+@cuda_options
 @click.option("--ratio", type=float, help="Remove this share of the channels of every prunable group.")
 @click.option("--macs", type=float, help="Keep at most this share of the multiply-accumulates.")
 @click.option("--params", type=float, help="Keep at most this share of the parameters.")
@@ -102,6 +112,11 @@ if TYPE_CHECKING:
     metavar="GLOB=PATTERN",
     help="Thin out these layers (weights or nodes) in a pattern of their own; the last that matches counts.",
 )
+@click.option(
+    "--sparse-initializer/--dense-initializer",
+    "sparse_initializer",
+    help="Write weights with few nonzeros as ONNX sparse_initializer, where that is smaller.",
+)
 @click.option("--no-rearrange/--rearrange", help="With --sparsity: leave channels in the order in which they are.")
 @click.option("--allow-approximate/--exact", help="Also prune where the result is only close to the masked network.")
 @click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify with (.npz).")
@@ -163,7 +178,7 @@ def prune(context: click.Context, /, model: Path, **options: Any) -> None:
         if plan_out is not None:
             refuse_existing(plan_out, True, model)
         if targets:
-            check_targets(targets)
+            check_targets(targets, options["cuda_archs"], options["precision"])
         sizes = sizes_of(network, parse_shapes(options["shapes"]))
         metric = metric_of(options)
         bisected = options["keep_accuracy"] is not None and not options["apply_plan"]
@@ -257,12 +272,12 @@ def destination(model: Path, out: Path | None, targets: tuple[str, ...]) -> Path
     return out
 
 
-def check_targets(targets: tuple[str, ...]) -> None:
+def check_targets(targets: tuple[str, ...], cuda_archs: str | None, precision: str | None) -> None:
     """Say what is wrong with a target before any work."""
     from spa.codegen.target import resolve
 
     for name in targets:
-        resolve(name)
+        resolve(name, None, cuda_archs, precision)
 
 
 def cost_of(model: Model, sizes: dict[str, int]) -> dict[str, int]:
@@ -290,7 +305,7 @@ def write(
     options: dict[str, Any],
 ) -> None:
     if out.suffix == ".onnx":
-        result.model.save(out, force=options["force"])
+        result.model.save(out, force=options["force"], sparse=options["sparse_initializer"])
         return
     from spa.cli.bundle import write_bundle
 
@@ -304,6 +319,8 @@ def write(
         recipe,
         parse_shapes(options["shapes"]),
         force=options["force"],
+        cuda_archs=options["cuda_archs"],
+        precision=options["precision"],
     )
 
 
