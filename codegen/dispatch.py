@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from spa.codegen.fusion import ATTRIBUTES, MAX_STEPS, Chain, Graph, chain
-from spa.codegen.layer import Kernel, Layer, Offer
+from spa.codegen.layer import Array, Kernel, Layer, Offer
 from spa.codegen.program import DTYPES, Tensor
 from spa.codegen.target import Target
 from spa.codegen.views import view_of
@@ -61,16 +62,14 @@ def _choose_all(
     model: onnx.ModelProto, target: Target, families: Sequence[Offer], elementwise: bool, named: int
 ) -> dict[str, tuple[tuple[Layer, Kernel], ...]]:
     """Replace layers, or element-wise chains, in `model`; `named`: kernels that have their names already."""
-    weights = {t.name: t for t in model.graph.initializer}
-    tensors = _tensors(model)
-    consts = {name: numpy_helper.to_array(t) for name, t in weights.items()}
-    graph = Graph(model.graph, tensors, consts)
+    consts = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    graph = Graph(model.graph, _tensors(model), consts)
     taken: set[int] = set()
     placed: dict[int, onnx.NodeProto] = {}
     found: dict[Hashable, str] = {}
     served: dict[str, list[tuple[int, Layer, Kernel]]] = {}
     for at, node in enumerate(graph.nodes):
-        layer = None if at in taken or (node.op_type in ATTRIBUTES) != elementwise else _layer(node, graph)
+        layer = None if at in taken or (node.op_type in ATTRIBUTES) != elementwise else _layer(node, graph, taken)
         if layer is None:
             continue
         for fused, chained in _fusions(layer, node, graph, at, taken):
@@ -83,15 +82,21 @@ def _choose_all(
         key = (kernel.key, fused.output.shape) if kernel.key is not None else object()
         op = found.setdefault(key, f"{kernel.family}_{named + len(found)}")
         others = served.setdefault(op, [])
-        packed = [numpy_helper.from_array(w, f"{op}.{len(others)}.{i}") for i, w in enumerate(kernel.weights)]
-        model.graph.initializer.extend(packed)
+        packed = [f"{op}.{len(others)}.{i}" for i in range(len(kernel.weights))]
         names = [fused.views[i].source if kernel.viewed and i in fused.views else n for i, n in enumerate(node.input)]
         names = ([] if elementwise else names) + list(behind.tensors)
-        inputs = [names[i] for i in kernel.activations] + [t.name for t in packed]
+        inputs = [names[i] for i in kernel.activations] + packed
         where = max([at, *behind.nodes])
         placed[where] = helper.make_node(op, inputs, [behind.output], name=layer.name)
         taken |= {at, *behind.nodes}
         others.append((where, fused, kernel))
+    for op, rows in served.items():
+        sizes = [max(w.size for w in same) for same in zip(*(kernel.weights for _, _, kernel in rows), strict=True)]
+        for n, (_, _, kernel) in enumerate(rows):
+            weights = [
+                numpy_helper.from_array(_padded(w, sizes[i]), f"{op}.{n}.{i}") for i, w in enumerate(kernel.weights)
+            ]
+            model.graph.initializer.extend(weights)
     if placed:
         _replace(model.graph, placed, taken)
     alive = {node.output[0] for node in model.graph.node}
@@ -120,6 +125,11 @@ def _fusions(
     if behind.nodes:
         alone = Chain((), (), node.output[0], (), ())
         yield layer, alone
+
+
+def _padded(weight: Array, size: int) -> Array:
+    """Layers that share a kernel agree in the shapes of its operands, sparse ones too."""
+    return weight if weight.size == size else np.concatenate([weight, np.zeros(size - weight.size, weight.dtype)])
 
 
 def _replace(graph: onnx.GraphProto, placed: Mapping[int, onnx.NodeProto], taken: set[int]) -> None:
@@ -176,7 +186,7 @@ def _tensors(model: onnx.ModelProto) -> dict[str, Tensor]:
     return found
 
 
-def _layer(node: onnx.NodeProto, graph: Graph) -> Layer | None:
+def _layer(node: onnx.NodeProto, graph: Graph, taken: set[int]) -> Layer | None:
     tensors = graph.tensors
     if len(node.output) != 1 or node.output[0] not in tensors or any(n and n not in tensors for n in node.input):
         return None
@@ -187,5 +197,5 @@ def _layer(node: onnx.NodeProto, graph: Graph) -> Layer | None:
         inputs=tuple(tensors.get(n) for n in node.input),
         output=tensors[node.output[0]],
         consts={i: graph.consts[n] for i, n in enumerate(node.input) if n in graph.consts},
-        views={i: view_of(graph, n) for i, n in enumerate(node.input)} if node.op_type == "MatMul" else {},
+        views={i: view_of(graph, n, taken) for i, n in enumerate(node.input)} if node.op_type == "MatMul" else {},
     )

@@ -7,7 +7,7 @@ counts `scale` times; the source has `size` of them. A kernel that reads through
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -37,11 +37,12 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
-def view_of(graph: Graph, name: str) -> View:
-    """The longest way back from a tensor over operators that only move its source's elements, or scale all alike."""
+def view_of(graph: Graph, name: str, taken: Container[int] = ()) -> View:
+    """The longest way back from a tensor over operators that only move its source's elements, or scale all alike; not
+    over nodes in `taken`, which have become part of a kernel."""
     known = graph.tensors[name]
     found = graph.producer.get(name)
-    node = None if found is None else graph.nodes[found]
+    node = None if found is None or found in taken else graph.nodes[found]
     step = None if node is None or node.domain not in ("", "ai.onnx") else MOVES.get(node.op_type)
     plain = View(name, math.prod(known.shape), known.shape, contiguous(known.shape))
     if node is None or step is None or any(n and n not in graph.tensors for n in node.input):
@@ -49,7 +50,7 @@ def view_of(graph: Graph, name: str) -> View:
     position = _moved(graph, node)
     if graph.tensors[node.input[position]].dtype != known.dtype:
         return plain
-    return step(graph, node, name, view_of(graph, node.input[position])) or plain
+    return step(graph, node, name, view_of(graph, node.input[position], taken)) or plain
 
 
 def _moved(graph: Graph, node: NodeProto) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from spa.codegen.kernels import batched, conv, depthwise, elementwise, gemm, rows
+from spa.codegen.kernels import batched, conv, depthwise, elementwise, gemm, rows, spmm
 from spa.codegen.layer import Offer
 
 FAMILIES: tuple[Offer, ...] = (
+    spmm.offer,
     gemm.offer,
     batched.offer,
     depthwise.offer,

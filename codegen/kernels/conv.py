@@ -9,7 +9,7 @@ import numpy as np
 
 from spa.codegen.kernels.isa import Isa, isa_of
 from spa.codegen.kernels.product import Product, Way, build_product
-from spa.codegen.kernels.tile import columns_of, dense_cost, dense_tile, sparse_columns, sparse_cost
+from spa.codegen.kernels.tile import bucket, columns_of, dense_cost, dense_tile, sparse_columns, sparse_cost
 from spa.codegen.kernels.vector import product
 from spa.codegen.kernels.window import Planes, Window, planes_of, tap_offset, taps_of, window_of
 from spa.codegen.layer import Array, Kernel, Layer
@@ -70,6 +70,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         columns=columns_of(isa, length, best.columns),
         way=way,
         blocks_outside=way == "direct" and bytes_of_weights > isa.l2,
+        bucket=bucket(best.entries) if best.entries else -1,
         entries=best.entries,
         bias=2 in layer.consts,
         steps=layer.epilogue,

@@ -95,7 +95,9 @@ def power(x: Expr, exponent: float, lanes: int) -> Expr:
     """x to one of `fusion.POWERS`."""
     if exponent < 0:
         return number(1, lanes) / power(x, -exponent, lanes)
-    return tirx.sqrt(x) if exponent == 0.5 else product([x] * int(exponent))
+    if exponent == 0.5:
+        return tirx.sqrt(x)
+    return x if exponent == 1 else x * power(x, exponent - 1, lanes)
 
 
 # operator -> its value, from the vectors of its operands (attributes are operands too) and the lanes

@@ -53,7 +53,7 @@ class Gemm:
 
 def offer(layer: Layer, target: Target) -> Kernel | None:
     """Gemm and MatMul with a constant second matrix, Conv of single pixels; float32."""
-    found = _matrix(layer)
+    found = constant_matrix(layer)
     if found is None or layer.output.dtype != "float32" or layer.inputs[0] is None:
         return None
     weight, bias = found
@@ -80,7 +80,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     )
 
 
-def _matrix(layer: Layer) -> tuple[Array, Array | None] | None:
+def constant_matrix(layer: Layer) -> tuple[Array, Array | None] | None:
     """W [k, m] and the bias [m] of a layer that is such a product."""
     weight = layer.consts.get(1)
     if weight is None or weight.dtype != np.float32 or 0 in layer.consts:
@@ -109,18 +109,18 @@ def _features(columns: Columns, starts: list[int]) -> list[int]:
     return [start + lane for start in starts for lane in range(columns.lanes)]
 
 
+def tile_cycles(isa: Isa, t: int, m: int, k: int, rows: int, widest: int) -> float:
+    """Cycles of a dense product [t, k] x [k, m] with tiles of rows x widest vectors."""
+    columns = columns_of(isa, m, widest)
+    return covering(t, rows) * sum(
+        count * (k * step_cycles(isa, rows, width, FAR) + rows * width * 1.5 + 8) for width, count in columns.widths()
+    )
+
+
 def best_tile(isa: Isa, t: int, m: int, k: int) -> tuple[int, int]:
     """Every tile that fits, by its cycles."""
-
-    def cycles(tile: tuple[int, int]) -> float:
-        rows, widest = tile
-        columns = columns_of(isa, m, widest)
-        return covering(t, rows) * sum(
-            count * (k * step_cycles(isa, rows, width, FAR) + rows * width * 1.5 + 8)
-            for width, count in columns.widths()
-        )
-
-    return min((x for x in tiles(isa) if x[0] <= min(t, 16) and x[1] <= 16), key=lambda x: (cycles(x), x))
+    fitting = (x for x in tiles(isa) if x[0] <= min(t, 16) and x[1] <= 16)
+    return min(fitting, key=lambda x: (tile_cycles(isa, t, m, k, *x), x))
 
 
 def build_gemm(p: Gemm) -> Any:

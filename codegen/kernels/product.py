@@ -49,7 +49,8 @@ Way = Literal["direct", "packed", "flat"]
 @dataclass(frozen=True)
 class Product:
     """All that a kernel's code depends on. `m` output channels per group in `blocks` blocks of `rows`; `columns`: the
-    vectors of a row of pixels; `entries`: of the sparse weights, 0 if dense; `vectors`: rows of channel operands."""
+    vectors of a row of pixels; `entries`: of the sparse weights, 0 if dense, of which only the `bucket` matters to the
+    code; `vectors`: rows of channel operands."""
 
     window: Window
     planes: Planes
@@ -60,11 +61,12 @@ class Product:
     columns: Columns
     way: Way
     blocks_outside: bool
-    entries: int
     bias: bool
     steps: tuple[Step, ...]
     vectors: int
     tensors: int
+    bucket: int
+    entries: int = field(compare=False)
 
     @property
     def blocks(self) -> int:

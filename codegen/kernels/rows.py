@@ -44,7 +44,7 @@ TOGETHER = 4  # rows: their sums do not wait for each other
 @dataclass(frozen=True)
 class Rows:
     """All that a kernel's code depends on: `rows` rows of `length`. `scale`, `shift`: whether there are factors and
-    summands, one per element of a row or, with `per_row`, one per row, of which every `per_row` rows have their own."""
+    summands (and vectors for the steps), one per element of a row or, with `per_row`, one per row: those of row i % `per_row`."""
 
     kind: Kind
     rows: int
@@ -149,7 +149,7 @@ class _Writer:
         weights = p.per_row or p.length
         self.scale = argument("scale", weights) if p.scale else None
         self.shift = argument("shift", weights) if p.shift else None
-        self.vectors = argument("vectors", p.vectors * p.length) if p.vectors else None
+        self.vectors = argument("vectors", p.vectors * weights) if p.vectors else None
         self.y = argument("y", p.rows if p.reduces else size)
 
     def write(self) -> None:
@@ -279,6 +279,8 @@ class _Writer:
         at = row * p.length + column
 
         def vector(i: int) -> Expr:
+            if p.per_row:
+                return splat(self.vectors[i * p.per_row + row % p.per_row], lanes)
             return load(self.vectors, i * p.length + column, lanes)
 
         spot = Spot(row, column, p.length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -115,6 +116,15 @@ def dense_tile(isa: Isa, m: int, length: int, k: int, depth: int) -> tuple[int, 
         ((r, c) for r, c in tiles(isa) if r <= m and r <= 16),
         key=lambda t: (dense_cost(isa, m, length, k, depth, *t), -t[0] * t[1], t),
     )
+
+
+def bucket(entries: int) -> int:
+    """Sparse layers share a kernel, and pad their weights to the largest, if their entries differ by less than half.
+
+    >>> bucket(1000), bucket(1020), bucket(1500)
+    (19, 19, 21)
+    """
+    return int(2 * math.log2(max(entries, 1)))
 
 
 def sparse_cost(isa: Isa, blocks: int, entries: int, length: int, depth: int, rows: int, columns: int) -> float:

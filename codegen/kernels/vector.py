@@ -47,6 +47,13 @@ def scratch(size: int) -> Any:
     return build.alloc_buffer((max(size, 257),), FLOAT, scope="global")  # below a KB it would be stack, and unaligned
 
 
+def scratch_vectors(count: int, lanes: int) -> Any:
+    """Memory for this call, of so many vectors. Where all that is kept are whole vectors: TVM's rewriting of storage
+    cannot mix it up with registers then."""
+    dtype = FLOAT if lanes == 1 else f"{FLOAT}x{lanes}"
+    return build.alloc_buffer((max(count, 256 // lanes + 1),), dtype, scope="global")
+
+
 def registers(rows: int, columns: int, lanes: int) -> list[list[Any]]:
     """`rows` x `columns` vectors."""
     dtype = FLOAT if lanes == 1 else f"{FLOAT}x{lanes}"
@@ -155,8 +162,8 @@ def transposed(tile: Sequence[Any], lanes: int) -> None:
         bit *= 2
 
 
-def product(values: Sequence[Any]) -> Any:
-    result: Any = 1
+def product(values: Sequence[int]) -> int:
+    result = 1
     for value in values:
         result *= value
     return result

@@ -50,6 +50,7 @@ ROWS = {
     "layer norm, two axes": "float[3,4,6] x <float[4,6] w> | y = LayerNormalization<axis=1>(x, w)",
     "layer norm and after": "float[5,32] x, float[5,32] z <float[32] w> | n = LayerNormalization(x, w) a = Add(n, z) y = Relu(a)",
     "instance norm": "float[2,5,3,7] x <float[5] w, float[5] b> | y = InstanceNormalization(x, w, b)",
+    "instance norm and after": "float[2,5,21] x <float[5] w, float[5] b, float[5,1] s> | n = InstanceNormalization(x, w, b) y = Mul(n, s)",
     "mean": "float[2,3,70] x | a = Constant<value_ints=[-1]>() y = ReduceMean<keepdims=0>(x, a)",
     "sum over two": "float[2,3,5,9] x | a = Constant<value_ints=[2,3]>() y = ReduceSum(x, a)",
     "greatest": "float[6,21] x | a = Constant<value_ints=[1]>() y = ReduceMax(x, a)",

@@ -1,0 +1,120 @@
+"""Many rows times a sparse matrix: odd shapes, blocks, empty and full rows, every target; one kernel for layers of one shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from spa.codegen.bundle import compile
+from spa.codegen.kernels.isa import AVX512
+from spa.codegen.kernels.spmm import Sparse, pack
+from spa.codegen.kernels.tile import columns_of
+from spa.runtime.toolchain import find, is_aarch64
+
+pytestmark = pytest.mark.codegen
+
+# rows, inputs, outputs, height of blocks, density, operator
+CASES = [
+    (128, 96, 64, 4, 0.15, "MatMul"),
+    (49, 67, 32, 8, 0.2, "Gemm"),
+    (17, 30, 48, 1, 0.08, "MatMul"),
+    (31, 64, 16, 16, 0.2, "Gemm"),
+    (8, 128, 64, 4, 0.1, "MatMul"),
+    (197, 48, 64, 2, 0.1, "Gemm"),
+    (64, 9, 32, 4, 0.1, "MatMul"),
+    (33, 80, 64, 4, 0.0, "Gemm"),  # nothing but the bias
+    (40, 64, 64, 1, 1.0, "MatMul"),  # nothing to gain
+]
+
+
+def sparse(k: int, m: int, height: int, density: float, seed: int) -> Any:
+    random = np.random.default_rng(seed)
+    keep = random.random((m // height, k)) < density
+    return (random.standard_normal((m, k)) * np.repeat(keep, height, 0)).astype(np.float32)
+
+
+def network() -> Any:
+    nodes, inputs, outputs, constants = [], [], [], []
+    for i, (t, k, m, height, density, op) in enumerate(CASES):
+        weight = sparse(k, m, height, density, i)
+        bias = np.random.default_rng(i).standard_normal(m).astype(np.float32)
+        constants += [numpy_helper.from_array(weight.T.copy() if op == "MatMul" else weight, f"w{i}")]
+        constants += [numpy_helper.from_array(bias, f"b{i}")]
+        if op == "Gemm":
+            nodes.append(helper.make_node("Gemm", [f"x{i}", f"w{i}", f"b{i}"], [f"p{i}"], name=f"n{i}", transB=1))
+        else:
+            nodes.append(helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"m{i}"], name=f"n{i}"))
+            nodes.append(helper.make_node("Add", [f"m{i}", f"b{i}"], [f"p{i}"]))
+        nodes += [helper.make_node("Tanh", [f"p{i}"], [f"y{i}"])]
+        inputs.append(helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, (t, k)))
+        outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, (t, m)))
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    model = network()
+    values = zoo.feeds(model)
+    return model, values, zoo.reference(model, values)
+
+
+@pytest.mark.parametrize("level", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
+def test_host(case: Any, level: str) -> None:
+    model, values, expected = case
+    if is_aarch64() or not zoo.runs(level):
+        pytest.skip(f"this machine is below {level}")
+    bundle = compile(model, "host", host_level=level)
+    zoo.assert_same(bundle.run(values), expected)
+    families = {row["layer"].split("/")[0]: row["family"] for row in bundle.manifest["targets"]["host"]["kernels"]}
+    assert families["n0"] == families["n1"] == families["n5"] == "spmm"
+    assert families["n8"] == "gemm"  # dense weights never take a sparse kernel
+
+
+def test_arm(case: Any) -> None:
+    if not is_aarch64() and find("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed")
+    model, values, expected = case
+    zoo.assert_same(compile(model, "arm").run(values), expected)
+
+
+@pytest.mark.parametrize("engine", ["wasmtime", "node"])
+def test_wasm(case: Any, engine: str) -> None:
+    if find(engine) is None:
+        pytest.skip(f"{engine} is not installed")
+    model, values, expected = case
+    zoo.assert_same(compile(model, "wasm").run(values, engine=engine), expected)
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.sampled_from([1, 2, 4, 8]), st.floats(0, 1), st.integers(0, 99))
+@settings(max_examples=60)
+def test_what_is_packed_is_the_matrix(k: int, blocks: int, height: int, density: float, seed: int) -> None:
+    weight = sparse(k, blocks * height, height, density, seed)
+    p = Sparse(32, k, blocks * height, height, columns_of(AVX512, 32, 2), False, (), 0, (), 0, 1)
+    ip, ix, va = pack(p, weight)
+    found = np.zeros_like(weight)
+    for b in range(blocks):
+        for e in range(ip[b], ip[b + 1]):
+            found[b * height : (b + 1) * height, ix[e] // p.pitch] = va[e * height : (e + 1) * height]
+    assert (found == weight).all()
+    assert ix.size == max(ip[-1], 1) and va.size == ix.size * height
+
+
+def test_layers_of_one_shape_share_a_kernel_whatever_they_keep() -> None:
+    nodes, constants = [], []
+    for i in range(3):
+        constants.append(numpy_helper.from_array(sparse(64, 64, 4, 0.2, i).T.copy(), f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"n{i}"))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (64, 64)) for name in ("x0", "x3")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    bundle = compile(model, "host")
+    assert len({row["kernel"] for row in bundle.manifest["targets"]["host"]["kernels"]}) == 1
+    values = zoo.feeds(model)
+    zoo.assert_same(bundle.run(values), zoo.reference(model, values))
