@@ -48,7 +48,7 @@ def compile_target(
     lowered = schedule(lowered, own)
     program = lowered.program
     name = link.c_name(title)
-    symbols = {kernel: f"{name}__{kernel}" for kernel in lowered.kernels}
+    symbols = {kernel: f"{name}__k_{kernel}" for kernel in lowered.kernels}
     with tempfile.TemporaryDirectory(prefix="spa-") as folder:
         work = Path(folder)
         compiled = tvm_api.emit(lowered, target, symbols, work, None if target.is_wasm else name)
