@@ -99,10 +99,9 @@ def loops(text: str) -> list[list[str]]:
             continue
         else:
             body.append(line)
-            if label and re.match(r"(b\.\w+|cbn?z|tbn?z|b)\b", line):
-                if line.split()[-1] == label:
-                    found.append(list(body))
-                    label = ""
+            if label and re.match(r"(b\.\w+|cbn?z|tbn?z|b)\b", line) and line.split()[-1] == label:
+                found.append(list(body))
+                label = ""
     return found
 
 

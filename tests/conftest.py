@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-docs", action="store_true", help="write what the commands of the documentation print now"
     )
+    parser.addoption("--update-golden", action="store_true", help="write the code that kernels have now")
 
 
 @pytest.fixture
