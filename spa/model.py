@@ -24,6 +24,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from spa.errors import ModelError, UsageError
+from spa.sparse_file import thin_out
 from spa.spill import release
 
 PROTOBUF_LIMIT = 2**31 - 1  # bytes: larger models keep their weights in a file beside them
@@ -55,10 +56,11 @@ class Model:
         """The whole network with all its weights in one message (under 2 GB)."""
         return ir.to_proto(ir.external_data.load_to_model(self.graph_ir.clone()))
 
-    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+    def save(self, path: str | os.PathLike[str], *, force: bool = False, sparse: bool = False) -> Path:
         """Write to `path` atomically; weights go to `<name>.data` beside it where the input had external data or
-        the message would pass 2 GB. Raises `UsageError` when the file exists and `force` is not given."""
-        return save(self, Path(path), force=force)
+        the message would pass 2 GB. `sparse`: those with few nonzeros as `sparse_initializer` (`spa.sparse_file`), where
+        they stay in the message. Raises `UsageError` when the file exists and `force` is not given."""
+        return save(self, Path(path), force=force, sparse=sparse)
 
     @property
     def sha256(self) -> str:
@@ -245,25 +247,28 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     return -(-bits // 8)
 
 
-def save(model: Model, path: Path, *, force: bool = False) -> Path:
+def save(model: Model, path: Path, *, force: bool = False, sparse: bool = False) -> Path:
     """See `Model.save`. The data file, where there is one, is in place before the model that names it."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint=f"-o {path / (model.name + '.onnx')}")
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="--force to replace it, or another -o")
     try:
-        return _write(model.graph_ir, path)
+        return _write(model.graph_ir, path, sparse)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}", hint="another -o") from error
 
 
-def _write(graph: ir.Model, path: Path) -> Path:
+def _write(graph: ir.Model, path: Path, sparse: bool) -> Path:
     tensors = [t for t in _tensors(graph) if t is not None]
     external = (
         any(isinstance(t, ir.ExternalTensor) for t in tensors) or sum(t.nbytes for t in tensors) > PROTOBUF_LIMIT // 2
     )
     if not external:
-        data = ir.to_proto(graph).SerializeToString(deterministic=True)
+        proto = ir.to_proto(graph)
+        if sparse:
+            thin_out(proto)
+        data = proto.SerializeToString(deterministic=True)
         write_atomic(path, lambda tmp: tmp.write_bytes(data))
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

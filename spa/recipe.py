@@ -86,6 +86,13 @@ KEYS = (
     Key("sparsity", "pattern", "sparsity", "text", "Thin out what is kept: 2:4, block4x1:0.5, unstructured:0.8."),
     Key("sparsity", "dense", "dense", "texts", "Layers left dense (globs)."),
     Key("sparsity", "layers", "layers", "texts", "Patterns of some layers, as in head*=1:4."),
+    Key(
+        "sparsity",
+        "initializer",
+        "sparse_initializer",
+        "switch",
+        "Write weights with few nonzeros as sparse_initializer.",
+    ),
     Key("sparsity", "rearrange", "no_rearrange", "switch", "Channels in the order that loses least.", inverted=True),
     Key("passes", "fold", "no_fold", "switch", "Fold constants and normalisations.", inverted=True),
     Key("passes", "pipeline", "pipeline", "text", "Passes to run, as in slice{ratio=0.5},fold."),

@@ -335,41 +335,41 @@ def measured(plan: Plan, drift: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from spa.cli.judged import lines
+    from spa.cli.terminal import console, say
+    from spa.cli.terminal import show as show_table
 
     table = Table("", "before", "after", "kept")
     for key in ("params", "macs", "bytes"):
         a, b = document["before"][key], document["after"][key]
         table.add_row(key, human(a), human(b), f"{b / a:.1%}" if a else "-")
-    console = Console()
-    console.print(table)
+    out = console()
+    show_table(out, table)
     verified = document["verified"]
     proof = (
         f"equal to the masked network on {verified['inputs']} inputs, error {verified['max_error']:.1e}"
         if verified
         else "not verified"
     )
-    console.print(
-        f"{document['pruned_groups']} of {document['groups']} groups pruned, {len(document['blocked'])} blocked; {proof}"
+    say(
+        out,
+        f"{document['pruned_groups']} of {document['groups']} groups pruned, {len(document['blocked'])} blocked; {proof}",
     )
     if "sparsity" in document:
         from spa.cli.sparsity import show as show_sparsity
 
-        show_sparsity(console, document["sparsity"])
+        show_sparsity(out, document["sparsity"])
     if "passes" in document:
         from spa.cli.pipelined import show as show_passes
 
-        show_passes(console, document["passes"])
+        show_passes(out, document["passes"])
     for text in lines(document["drift"]):
-        console.print(text, markup=False, highlight=False)
+        say(out, text)
     for name, target in document["targets"].items():
-        console.print(
-            f"{name}: {target['path']} ({human(target['bytes'])}B, {human(target['code_bytes'])}B of it code)"
-        )
+        say(out, f"{name}: {target['path']} ({human(target['bytes'])}B, {human(target['code_bytes'])}B of it code)")
     for b in document["blocked"][: 5 if document["pruned_groups"] else 20] if not document["pruned_groups"] else []:
         where = f" (node '{b['node']}')" if b["node"] else ""
-        console.print(f"blocked: {b['group']}: {b['reason']}{where}", markup=False)
-    console.print(f"{document['output'] or 'dry run: nothing was written'}  ({document['seconds']} s)", markup=False)
+        say(out, f"blocked: {b['group']}: {b['reason']}{where}")
+    say(out, f"{document['output'] or 'dry run: nothing was written'}  ({document['seconds']} s)")
