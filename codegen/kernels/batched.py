@@ -18,6 +18,7 @@ import numpy as np
 from spa.codegen.kernels.epilogue import Spot, evaluate, sizes_of, splits
 from spa.codegen.kernels.gemm import best_tile
 from spa.codegen.kernels.isa import isa_of
+from spa.codegen.kernels.parallel import parallel
 from spa.codegen.kernels.tile import Columns, columns_of
 from spa.codegen.kernels.vector import (
     Expr,
@@ -42,6 +43,7 @@ from spa.codegen.target import Target
 from spa.codegen.views import View, contiguous
 
 FEW_ROWS = 6  # of A, for which B is not worth copying
+FEW = 4  # products: below, threads share the rows of each
 
 
 @dataclass(frozen=True)
@@ -148,32 +150,32 @@ class _Writer:
 
     def write(self) -> None:
         p = self.p
-        if not p.direct:
-            self.packed = scratch(sum(len(tile) for tile in p.columns.tiles()) * p.columns.lanes * p.k)
+        by_batch = bool(p.batch) and p.batch[0][0] >= FEW
         with ExitStack() as loops:
             a: Expr = p.a.offset
             b: Expr = p.b.offset
             y: Expr = 0
             batch: Expr = 0
-            for extent, *strides in p.batch:
-                i = loops.enter_context(loop(extent))
+            for axis, (extent, *strides) in enumerate(p.batch):
+                i = loops.enter_context(parallel(extent, shared=by_batch and axis == 0))
                 a, b, y = (place + i * stride for place, stride in zip((a, b, y), strides, strict=True))
                 batch = batch * extent + i
-            if self.packed is not None:
-                self._pack(b)
+            if not p.direct:
+                self.packed = scratch(sum(len(tile) for tile in p.columns.tiles()) * p.columns.lanes * p.k)
+                self._pack(b, shared=not by_batch)
             for width, starts in p.columns.walk():
-                with starts as (at, unshifted), loop(covering(p.t, p.rows)) as i:
+                with starts as (at, unshifted), parallel(covering(p.t, p.rows), shared=not by_batch) as i:
                     row = shifted(i, p.rows, p.rows, p.t)
                     tile = registers(p.rows, width, p.columns.lanes)
                     self._multiply(tile, a, b, row, at, unshifted)
                     for v in range(width):
                         self._finish([tile[r][v][0] for r in range(p.rows)], batch, y, row, at[v])
 
-    def _pack(self, b: Expr) -> None:
-        """B of one batch, tile by tile, k by k."""
+    def _pack(self, b: Expr, shared: bool) -> None:
+        """B of one batch, tile by tile, k by k; `shared`: by threads."""
         p, lanes = self.p, self.p.columns.lanes
         turned = p.b.rows == 1 and p.b.columns != 1 and lanes > 1 and p.k >= lanes
-        for width, starts in p.columns.walk():
+        for width, starts in p.columns.walk(shared):
             with starts as (at, unshifted):
                 for v in range(width):
                     if not turned:

@@ -14,6 +14,7 @@ import numpy as np
 
 from spa.codegen.kernels.epilogue import OPS, Spot, evaluate, sizes_of
 from spa.codegen.kernels.isa import isa_of
+from spa.codegen.kernels.parallel import MANY, WORTH, parallel
 from spa.codegen.kernels.vector import (
     Expr,
     argument,
@@ -21,7 +22,6 @@ from spa.codegen.kernels.vector import (
     fits,
     function,
     load,
-    loop,
     number,
     product,
     shifted,
@@ -84,7 +84,9 @@ def build_elementwise(p: Elementwise) -> Any:
         tensors = [argument(f"t{i}", size) for i, size in enumerate(p.tensors)]
         vectors = argument("vectors", p.vectors * p.channels) if p.vectors else None
         y = argument("y", p.rows * p.length)
-        with loop(p.rows) as row, loop(covering(p.length, p.lanes)) as i:
+        worth = p.rows * p.length >= WORTH
+        by_rows, columns = worth and p.rows >= MANY, covering(p.length, p.lanes)
+        with parallel(p.rows, shared=by_rows) as row, parallel(columns, shared=worth and not by_rows) as i:
             column = shifted(i, p.lanes, p.lanes, p.length)
             at = row * p.length + column
 

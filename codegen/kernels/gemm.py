@@ -15,6 +15,7 @@ import numpy as np
 
 from spa.codegen.kernels.epilogue import Spot, evaluate, sizes_of, splits
 from spa.codegen.kernels.isa import Isa, isa_of
+from spa.codegen.kernels.parallel import MANY, parallel
 from spa.codegen.kernels.tile import Columns, columns_of, step_cycles, tiles
 from spa.codegen.kernels.vector import (
     Expr,
@@ -133,8 +134,9 @@ def build_gemm(p: Gemm) -> Any:
         bias = argument("bias", m) if p.bias else None
         vectors = argument("vectors", p.vectors * m) if p.vectors else None
         y = argument("y", p.t * m)
-        for width, starts in p.columns.walk():
-            with starts as (at, unshifted), loop(covering(p.t, p.rows)) as i:
+        rows, tiles = covering(p.t, p.rows), len(p.columns.tiles())
+        for width, starts in p.columns.walk(shared=tiles >= min(rows, MANY)):
+            with starts as (at, unshifted), parallel(rows, shared=tiles < min(rows, MANY)) as i:
                 row = shifted(i, p.rows, p.rows, p.t)
                 tile = registers(p.rows, width, lanes)
                 for r in range(p.rows):

@@ -14,6 +14,7 @@ from spa.codegen.kernels.vector import Expr, build, loop
 from spa.codegen.tvm_api import BALANCE, EVERYONE
 
 MANY = 16  # iterations that threads share evenly enough
+WORTH = 4096  # elements that are moved or added up: below, waiting for each other takes longer
 
 
 @contextmanager

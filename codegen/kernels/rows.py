@@ -16,6 +16,7 @@ import numpy as np
 
 from spa.codegen.kernels.epilogue import Spot, evaluate, exp, sizes_of, splits
 from spa.codegen.kernels.isa import isa_of
+from spa.codegen.kernels.parallel import WORTH, parallel
 from spa.codegen.kernels.vector import (
     Expr,
     argument,
@@ -155,7 +156,7 @@ class _Writer:
     def write(self) -> None:
         p = self.p
         together = min(TOGETHER, p.rows)
-        with loop(covering(p.rows, together)) as i:
+        with parallel(covering(p.rows, together), shared=p.rows * p.length >= WORTH) as i:
             first = shifted(i, together, together, p.rows)
             rows = [first + r for r in range(together)]
             if p.reduces:

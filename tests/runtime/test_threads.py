@@ -142,6 +142,35 @@ def test_kernels_are_shared(bundle: Path) -> None:
     assert shared >= {name for name, *_ in LAYERS}
 
 
+ATTENTION = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[HEADS,70,24] q, float[HEADS,24,70] k, float[64,96] x) => (float[HEADS,70,70] p, float[64,128] y) {
+  s = MatMul(q, k)
+  p = Softmax<axis=-1>(s)
+  n = LayerNormalization<axis=-1>(x, scale, shift)
+  m = MatMul(n, w)
+  r = Relu(m)
+  y = Add(r, bias)
+}"""
+
+
+@pytest.mark.parametrize("heads", [2, 12])
+def test_products_rows_and_chains_are_shared_too(heads: int) -> None:
+    from spa.codegen.bundle import compile
+
+    rng = np.random.default_rng(0)
+    model = parser.parse_model(ATTENTION.replace("HEADS", str(heads)))
+    for name, shape in (("scale", (96,)), ("shift", (96,)), ("w", (96, 128)), ("bias", (64, 128))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    built = compile(model, "host", name="attention")
+    sizes = {t["name"]: t["shape"] for t in built.manifest["inputs"]}
+    given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in sizes.items()}
+    one = run(built.path, given, "host")
+    assert all(same(run(built.path, given, "host", threads=n), one) for n in (2, 5))
+    scores = given["q"] @ given["k"]
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    assert np.abs(one["p"] - exponentials / exponentials.sum(-1, keepdims=True)).max() < 1e-5
+
+
 def test_numbers_that_cannot_be_had(bundle: Path) -> None:
     target = target_of(bundle, "host")
     with pytest.raises(UsageError, match="no such number"):
