@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
-from spa.errors import UsageError
+from spa.errors import Unsupported, UsageError
 from spa.runtime.toolchain import X86_LEVELS, is_aarch64, machine_level
 
 
@@ -74,7 +74,9 @@ def cuda(archs: str | None = None, precision: str | None = None) -> Target:
 def resolve(
     name: str, host_level: str | None = None, cuda_archs: str | None = None, precision: str | None = None
 ) -> Target:
-    """The target of that name; raises `UsageError` with the names there are."""
+    """The target of that name. Raises `UsageError` with the names there are, `Unsupported` for a host we have no linker for."""
+    if name == "host" and platform.system() not in ("Linux", "Darwin"):
+        raise Unsupported(f"no libraries for {platform.system()} yet", "target 'host'", "--target wasm, or WSL")
     if name == "host":
         return host(host_level)
     if name == "cuda":

@@ -20,6 +20,20 @@ INSTALL = {
     "node": "apt-get install nodejs",
     "npm": "apt-get install npm",
 }
+# Other systems, where they differ from Linux: platform.system() -> tool -> how
+ELSEWHERE = {
+    "Darwin": {
+        "qemu-aarch64": "not to be had for macOS: run arm artifacts on a board or in a Linux container",
+        "node": "brew install node",
+        "npm": "brew install node",
+    },
+    "Windows": {
+        "qemu-aarch64": "not to be had for Windows: run arm artifacts on a board or in WSL",
+        "node": "winget install OpenJS.NodeJS.LTS",
+        "npm": "winget install OpenJS.NodeJS.LTS",
+    },
+}
+NO_TVM = "not to be had for Intel Macs: compile in a Linux container"
 PURPOSE = {
     "zig": "links every target",
     "tvm": "generates the code of every target",
@@ -29,6 +43,14 @@ PURPOSE = {
     "npm": "installs onnxruntime-web for spa bench --against",
 }
 MODULES = {"tvm": "tvm", "wasmtime": "wasmtime"}
+
+
+def install(tool: str) -> str:
+    """The command that installs a tool on this system, or what to do without it."""
+    system = platform.system()
+    if tool == "tvm" and system == "Darwin" and not is_aarch64():
+        return NO_TVM
+    return ELSEWHERE.get(system, {}).get(tool, INSTALL[tool])
 
 
 def find(tool: str) -> str | None:
@@ -51,7 +73,7 @@ def need(tool: str) -> str:
     """Where the tool is. Raises `MissingTool` with the command that installs it."""
     found = find(tool)
     if found is None:
-        raise MissingTool(f"{tool} is not installed: it {PURPOSE[tool]}", hint=INSTALL[tool])
+        raise MissingTool(f"{tool} is not installed: it {PURPOSE[tool]}", hint=install(tool))
     return found
 
 
@@ -106,6 +128,8 @@ def is_aarch64() -> bool:
 
 def runs_here(triple: str, cpu: str) -> bool:
     """Whether native code for this triple and x86-64 level runs on this machine."""
+    if platform.system() != ("Darwin" if "apple" in triple else "Linux"):
+        return False
     if triple.startswith(("aarch64", "arm64")):
         return is_aarch64()
     levels = ["x86-64", *reversed(X86_LEVELS)]
