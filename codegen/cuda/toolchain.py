@@ -42,7 +42,9 @@ class Image:
 
 @cache
 def find_nvcc() -> str | None:
-    """`CUDA_HOME` or `CUDA_PATH`, the PATH, NVIDIA's packages, the usual folder."""
+    """`SPA_NVCC`, `CUDA_HOME` or `CUDA_PATH`, the PATH, NVIDIA's packages, the usual folder."""
+    if "SPA_NVCC" in os.environ:
+        return shutil.which(os.environ["SPA_NVCC"])
     folders = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     candidates = [str(f / "nvcc") for f in folders] + [shutil.which("nvcc") or ""]
     candidates += [str(f / "bin" / "nvcc") for f in _packages()] + ["/usr/local/cuda/bin/nvcc"]
@@ -58,9 +60,11 @@ def _packages() -> list[Path]:
 
 @cache
 def find_nvrtc() -> str | None:
-    """The library of NVIDIA's run-time compiler."""
+    """The library of NVIDIA's run-time compiler, where no other is asked for."""
+    if "SPA_NVCC" in os.environ:
+        return None
     for folder in [*_packages(), Path("/usr/local/cuda")]:
-        for found in sorted([*folder.glob("lib*/libnvrtc.so*"), *folder.glob("lib*/libnvrtc.so*")]):
+        for found in sorted(folder.glob("lib*/libnvrtc.so*")):
             if "builtins" not in found.name and "alt" not in found.name:
                 return str(found)
     return None

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from spa.codegen.kernels.vector import Expr, build
-from spa.codegen.tvm_api import tirx
+from spa.codegen.tvm_api import ir_builder, tirx
 from spa.codegen.tvm_api.cuda import ptx as ptx
 
 WARP = 32
@@ -23,17 +23,23 @@ def axis(tag: str, extent: int) -> Iterator[Expr]:
 
 
 def dynamic_shared(size: int, dtype: str) -> Any:
-    """The one dynamic allocation of a kernel: may be more than 48 KB, and does not count against static ones."""
-    return build.alloc_buffer((size,), dtype, scope="shared.dyn")
+    """The one dynamic allocation of a kernel: may be more than 48 KB, and does not count against static ones. Its C
+    declaration is `extern`, so that kernels of one file that share a name must agree on the type: hence the name."""
+    return _called(f"shared_{dtype}", build.alloc_buffer((size,), dtype, scope="shared.dyn"))
 
 
 def static_shared(size: int, dtype: str) -> Any:
-    return build.alloc_buffer((size,), dtype, scope="shared")
+    return _called("static_shared", build.alloc_buffer((size,), dtype, scope="shared"))
 
 
 def local(size: int, dtype: str) -> Any:
     """Registers, as long as every index is known once loops are unrolled."""
-    return build.alloc_buffer((size,), dtype, scope="local")
+    return _called("registers", build.alloc_buffer((size,), dtype, scope="local"))
+
+
+def _called(name: str, buffer: Any) -> Any:
+    """The buffer, with this name in the generated C."""
+    return ir_builder.IRBuilder.name(name, buffer)
 
 
 @contextmanager

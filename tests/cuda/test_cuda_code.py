@@ -1,0 +1,135 @@
+"""What nvcc makes of the kernels: instructions, registers, nothing in local memory, occupancy; the launch table against them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machine import WARP
+
+from spa.codegen.cuda import depthwise, few, simt, table, toolchain
+from spa.codegen.cuda.product import Product, build_product
+from spa.codegen.cuda.sources import Planes, Rows
+from spa.codegen.cuda.writer import Ending
+from spa.codegen.kernels.window import Window
+from spa.codegen.layer import Arg, Step
+from spa.codegen.tvm_api.cuda import Device, emit_cuda
+
+pytestmark = pytest.mark.codegen
+
+needs_nvcc = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs nvcc")
+
+STEPS = (Step("Add", (Arg("value", 0), Arg("tensor", 0))), Step("Relu", (Arg("value", 1),)))
+REGISTERS, SHARED = 64 << 10, {"sm_80": 164 << 10, "sm_90": 228 << 10}  # of a multiprocessor
+OPT_IN = {"sm_80": 163 << 10, "sm_90": 227 << 10}  # bytes of shared memory that one block may have at most
+NAMES = {"dense": "dense", "2:4": "sparse", "bsr": "bsr"}
+WINDOW = Window(1, 200, (30, 30), (30, 30), (3, 3), (1, 1), (1, 1), (1, 1))
+
+
+def ending(size: int) -> Ending:
+    """A bias, a residual, an activation: what a layer of a ResNet has."""
+    return Ending(True, STEPS, 0, (size,), "float32")
+
+
+def kernels() -> dict[str, Any]:
+    """One of each row of the tables, by name; sizes that no tile divides."""
+    m, rows, planes = 300, Rows(250, 1000, "float32"), Planes(WINDOW, 1, "float32")
+    found: dict[str, Any] = {}
+    for form, tiles in (("dense", table.DENSE), ("2:4", table.TWO_OF_FOUR), ("bsr", table.BLOCKS)):
+        for i, tile in enumerate(tiles):
+            for kind, source in (("rows", rows), ("planes", planes)):
+                if kind == "planes" and i != 1:  # the way to the pixels is the same in all
+                    continue
+                p = Product(m, 1, source, tile, form, ending(m * source.n), 40 if form == "bsr" else 0)  # type: ignore[arg-type]
+                found[f"{NAMES[form]}_{tile.name}_{kind}"] = build_product(p)
+    for tile in table.SIMT:
+        found[f"simt_{tile.name}"] = simt.build_simt(simt.Simt(m, 1, rows, tile, ending(m * rows.n)))
+    narrow = Rows(4, 1000, "float32")
+    for form, more in (("dense", {}), ("block", {"rows": 4}), ("N:M", {"pattern": (2, 4)})):
+        options: dict[str, Any] = {"rows": 1, "stored": m * 500 if form == "N:M" else m * 1000, **more}
+        p_few = few.Few(m, narrow, form, w_dtype="float16", ending=ending(m * 4), **options)  # type: ignore[arg-type]
+        found[f"few_{form}"] = few.build_few(p_few)
+    single = Planes(Window(1, 64, (30, 30), (30, 30), (3, 3), (1, 1), (1, 1), (1, 1)), 64, "float32")
+    found["depthwise"] = depthwise.build_depthwise(depthwise.Depthwise(1, single, ending(64 * 900)))
+    return {re.sub(r"\W", "_", name): f for name, f in found.items()}
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    made = kernels()
+    return emit_cuda(made, made, "sm_80", {name: name for name in made})
+
+
+@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
+def image(request: pytest.FixtureRequest, device: Device, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    (made,) = toolchain.compile_images(device.source, [request.param], tmp_path_factory.mktemp("nvcc")) or [None]
+    return made
+
+
+def launches(device: Device) -> dict[str, Any]:
+    return {launch.symbol: launch for several in device.launches.values() for launch in several}
+
+
+def test_launches_fit_the_kernels_parameters(device: Device) -> None:
+    """As many pointers as the CUDA C takes, in its order: outputs are not const, the names are those of the arguments."""
+    parameters = dict(toolchain.entries(device.source))
+    assert set(parameters) == set(launches(device))
+    for symbol, launch in launches(device).items():
+        function = device.functions[symbol]
+        assert len(parameters[symbol]) == len(launch.arguments) == len(function.params)
+        bounds = re.search(rf"__launch_bounds__\((\d+)\) {symbol}\(", device.source)
+        assert bounds is not None
+        assert int(bounds[1]) == launch.block[0] * launch.block[1] * launch.block[2]
+
+
+def test_sparse_kernels_use_sparse_tensor_cores(device: Device) -> None:
+    ordered = "mma.sp::ordered_metadata.sync.aligned.m16n8k32"
+    assert ordered in device.source
+    assert device.source.count("ldmatrix") > 0 and "cp.async.cg.shared.global" in device.source
+
+
+@needs_nvcc
+def test_nothing_lies_in_local_memory(image: Any) -> None:
+    assert len(image.resources) > 20
+    assert {name: r for name, r in image.resources.items() if r.spills or r.stack} == {}
+    assert ".local" not in image.ptx.decode()
+
+
+@needs_nvcc
+def test_instructions(image: Any) -> None:
+    bodies = dict(re.findall(r"\.entry (\w+)\((.*?)^}", image.ptx.decode(), re.S | re.M))
+    for name, body in bodies.items():
+        assert ("mma.sp::ordered_metadata.sync" in body) == name.startswith("sparse"), name
+        dense = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in body
+        assert dense == name.startswith(("dense", "bsr")), name
+        assert ("cp.async" in body) == name.startswith(("dense", "sparse", "bsr", "simt")), name
+        assert (".trans" in body) == "planes" in name, name
+
+
+@needs_nvcc
+def test_every_kernel_fits_a_multiprocessor(image: Any, device: Device) -> None:
+    """At least one block at a time, at least an eighth of the threads; the big tiles trade occupancy for reuse."""
+    for symbol, launch in launches(device).items():
+        used = image.resources[symbol]
+        threads = launch.block[0]
+        assert used.registers <= 255
+        assert launch.shared + used.shared <= OPT_IN[image.arch]
+        registers = -(-used.registers * WARP // 256) * 256 * (threads // WARP)
+        blocks = min(
+            REGISTERS // registers, SHARED[image.arch] // (launch.shared + used.shared + 1024), 2048 // threads, 32
+        )
+        assert blocks >= 1, symbol
+        assert blocks * threads >= 256, f"{symbol}: {blocks} blocks of {threads} threads"
+
+
+def test_a_compiler_that_refuses_is_told_by_its_first_error(tmp_path: Path) -> None:
+    from spa.errors import SpaError
+
+    if toolchain.find_nvcc() is None:
+        pytest.skip("needs nvcc")
+    with pytest.raises(SpaError, match=r"sm_999|architecture"):
+        toolchain.compile_images("", ["sm_999"], tmp_path)
+    with pytest.raises(SpaError, match="error"):
+        toolchain.compile_images("int f() { return }", ["sm_80"], tmp_path)
