@@ -90,7 +90,9 @@ def innermost_loop(text: str) -> list[str]:
 
 def loops(text: str) -> list[list[str]]:
     """The instructions of every innermost loop."""
-    found, body, label = [], [], ""
+    found: list[list[str]] = []
+    body: list[str] = []
+    label = ""
     for raw in text.splitlines():
         line = raw.split("//")[0].strip()
         if re.fullmatch(r"\.LBB\w+:", line):

@@ -98,7 +98,7 @@ def plain(code: str) -> str:
     """Assembly without comments, debug information and the numbers of labels that only it uses."""
     lines = []
     for raw in code.splitlines():
-        line = re.split(r"\s*(?:#|//|;)", raw, maxsplit=1)[0].rstrip()
+        line = re.split(r"\s*(?:#\s|//)", raw + " ", maxsplit=1)[0].rstrip()  # `#1` is a number on ARM
         if line.strip().startswith(".section") and "debug" in line:
             break
         if line and not re.match(r"\s*\.(loc|file|cfi|ident|addrsig|Ltmp|Lfunc)|\.Ltmp|\.Lfunc", line):
@@ -177,8 +177,8 @@ def main() -> None:
             f"{key}: {old.splitlines()[0]} -> {new.splitlines()[0]}, {len(old.splitlines())} -> {len(new.splitlines())} lines"
         )
         if options.diff:
-            sides = (hottest_loop(side).splitlines() for side in (old, new))
-            print("\n".join(difflib.unified_diff(*sides, "before", "after", lineterm="", n=1)))
+            loops = [hottest_loop(side).splitlines() for side in (old, new)]
+            print("\n".join(difflib.unified_diff(loops[0], loops[1], "before", "after", lineterm="", n=1)))
     print(f"{len(changed)} of {len({**before, **after})} kernels changed")
     sys.exit(1 if changed else 0)
 

@@ -170,9 +170,10 @@ def declared(message: onnx.ModelProto) -> dict[str, Any]:
 def _artifact(
     source: _Source, target: Any, shapes: Mapping[str, tuple[int, ...]], use_cache: bool
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    from spa.codegen import cache
+    from spa.codegen import cache, calibration
 
     options = {"target": repr(target), "name": source.name, "shapes": sorted(shapes.items()), **_tools(target)}
+    options |= {"calibration": calibration.digest()}
     entry = cache.key(source.sha256, options)
     found = cache.read(entry) if use_cache else None
     if found is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from spa.codegen import calibration
 from spa.codegen.target import Target
 
 
@@ -38,6 +39,12 @@ LEVELS = {"x86-64-v4": AVX512, "x86-64-v3": AVX2}
 
 
 def isa_of(target: Target) -> Isa:
+    """The row of a target, with what was measured on this machine for its instruction set (`spa bench --calibrate`)."""
+    row = shipped_isa(target)
+    return replace(row, **calibration.read(row.name))
+
+
+def shipped_isa(target: Target) -> Isa:
     """The row of a target: by its architecture, then by its x86-64 level."""
     if target.is_wasm:
         return SIMD128

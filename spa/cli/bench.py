@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("subjects", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BUNDLE|MODEL...")
+@click.argument("subjects", nargs=-1, type=click.Path(path_type=Path), metavar="BUNDLE|MODEL...")
 @click.option("--target", default="host", show_default=True, help="host or wasm; arm on an aarch64 machine.")
 @click.option("--engine", type=click.Choice(["native", "wasmtime", "node"]), help="What runs it.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of ours and of theirs.")
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 @click.option("--runs", type=click.IntRange(1), help="Exactly so many runs [default: about 3 seconds].")
 @click.option(
     "--profile", "profiled", is_flag=True, help="Time every layer, and compare it with what the machine can do."
+)
+@click.option(
+    "--calibrate", "calibrated", is_flag=True, help="Measure what kernels cost here; later compilations choose by it."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def bench(
@@ -39,10 +42,21 @@ def bench(
     shapes: tuple[str, ...],
     runs: int | None,
     profiled: bool,
+    calibrated: bool,
     as_json: bool,
 ) -> None:
     """Time bundles and models, in turn with others: medians and the ratio theirs / ours."""
     from spa.runtime.bench import measure
+
+    if calibrated:
+        from spa.cli.calibrate import calibrate
+
+        if subjects:
+            raise UsageError("--calibrate measures the machine, not a network", hint="spa bench --calibrate --target T")
+        calibrate(target, as_json)
+        return
+    if not subjects:
+        raise UsageError("nothing to time", hint="spa bench MODEL --target T")
 
     engine = _engine_for(engine, against, target)
     _warn_of_few_cores(threads)
@@ -147,7 +161,7 @@ def _result(subject: Path, target: str, threads: int, against: str | None, timin
         "subject": str(subject),
         "target": target,
         "threads": threads,
-        "machine": f"{platform.system()} {platform.machine()} {_cpu()}".strip(),
+        "machine": machine(),
         "runs": len(timing.ours),
         "median_ms": float(np.median(timing.ours)),
         "p10_ms": float(np.percentile(timing.ours, 10)),
@@ -207,6 +221,11 @@ def _print(results: list[dict[str, Any]]) -> None:
         total = sum(layer["ms"] for layer in row["layers"])
         table.add_row("together", "", f"{total:.3f}", "", f"peak {row['peak_gmacs']:.0f} GMAC/s")
         console.print(table)
+
+
+def machine() -> str:
+    """System, architecture and processor."""
+    return f"{platform.system()} {platform.machine()} {_cpu()}".strip()
 
 
 def _cpu() -> str:

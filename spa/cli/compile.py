@@ -33,8 +33,10 @@ from spa.cli.options import cuda_options, parse_shapes
     "--host-level", metavar="LEVEL", help="x86-64-v2, -v3 or -v4 for the host [default: what this machine has]."
 )
 @cuda_options
+@click.option("-n", "--dry-run", is_flag=True, help="Compile and say what comes of it; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-cache", is_flag=True, help="Compile even if the same was compiled before.")
+@click.option("--explain-kernels", is_flag=True, help="Print the kernel of every layer, and why it was chosen.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def compile(
     model: Path,
@@ -46,6 +48,7 @@ def compile(
     precision: str | None,
     force: bool,
     no_cache: bool,
+    explain_kernels: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL into a bundle: a library that stands alone for each target."""
@@ -74,6 +77,12 @@ def compile(
         | {"weight_bytes": facts["weight_bytes"], "arena_bytes": facts["arena_bytes"]}
         for name, facts in built.manifest["targets"].items()
     }
+    if explain_kernels and as_json:
+        rows = {name: {**row, "kernels": built.manifest["targets"][name].get("kernels", [])} for name, row in rows.items()}
+    elif explain_kernels:
+        from spa.cli.explain_kernels import show_kernels
+
+        show_kernels(built.manifest["targets"])
     if as_json:
         click.echo(
             json.dumps({"schema": 1, "input": str(model), "output": str(out), "targets": rows, "seconds": seconds})
@@ -81,6 +90,8 @@ def compile(
         return
     from rich.console import Console
     from rich.table import Table
+
+    from spa.cli.terminal import console, show
 
     table = Table("target", "library")
     for column in ("bytes", "code", "weights", "arena"):
