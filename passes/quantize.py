@@ -2,23 +2,24 @@
 
 Rows of a weight are its outputs, columns its inputs, tap by tap (`spa.sparsity.layers`). With calibration inputs, errors
 are compensated column by column and biases absorb what the means of the inputs shift (`spa.sparsity.quantization`);
-layers follow in order of execution, each fitted to what the quantised network before it computes. Without, weights
-are rounded on grids of least squared error. Exact zeros stay zero. A weight is left as it is where its
-codes and scales would take no fewer bytes.
+layers follow in order of execution, each fitted to what the quantised network before it computes, and towards what it gave
+in the network as it came, where that helps on held-back inputs (`spa.sparsity.fitting`). Without, weights are rounded on
+grids of least squared error. Exact zeros stay zero. Depthwise kernels, few and each its own filter, take 8 bits per
+channel where the others take 4. A weight is left as it is where its codes and scales would take no fewer bytes.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from spa import progress
-from spa.calibration import MAX_FEATURES, Moments, Walk, load, measure
+from spa.calibration import Walk, load
+from spa.calibration.moments import Statistics
 from spa.coupling import analyze
 from spa.coupling.prepare import inlined
 from spa.errors import Unsupported
@@ -29,9 +30,11 @@ from spa.passes.compensate import ensure_biases
 from spa.passes.constants import lift_constants
 from spa.pipeline import Result
 from spa.shapes import tensor_of
+from spa.sparsity.fitting import Inputs, aim, best_damping, refitted, relative_error, squared_error
 from spa.sparsity.formats.encoding import Array, Coded, Grid
 from spa.sparsity.layers import Layer, layers
 from spa.sparsity.quantization import Encoding, quantise
+from spa.sparsity.thinning import bias_of, gather
 
 SPARED = ("Gather",)  # a table would be dequantised whole for every few rows that are read
 
@@ -88,28 +91,30 @@ def quantize(
     coupling = analyze(working)
     ours = working.ir.graph.initializers
     chosen = [x for x in layers(coupling) if x.weight.name in ours and eligible(x, encoding, keep)]
-    walk = Walk(coupling.model, calib) if calib and chosen else None
+    walks = (Walk(coupling.model, calib), Walk(coupling.model, calib)) if calib and chosen else None
     biases: dict[str, Array] = {}
     found: dict[str, tuple[Layer, Coded]] = {}
     done = []
     for number, layer in enumerate(chosen):
         progress.tell("quantising layers", number, len(chosen))
         name = layer.weight.name or ""
-        inputs = gather(layer, walk) if walk is not None else None
+        inputs = inputs_of(layer, *walks) if walks else None
+        own = encoding_of(layer, encoding)
         array = tensor_of(layer.weight).numpy()  # type: ignore[union-attr]
         width = encoding.group if nbits and isinstance(encoding.group, int) and fits_nbits(layer, encoding) else None
-        coded, error = encode(layer, array, encoding, inputs, width)
+        coded, error = encode(layer, array, own, inputs, width)
         found[name] = layer, coded
-        done.append(Quantised(name, layer.node, encoding.bits, coded.grid.group, stored_bytes(coded), error))  # type: ignore[union-attr]
-        if walk is not None and name in walk.constants:
+        done.append(Quantised(name, layer.node, own.bits, coded.grid.group, stored_bytes(coded), error))  # type: ignore[union-attr]
+        if walks and name in walks[0].constants:
             new = layer.view.tensor(coded.dense().astype(np.float64), array)
-            walk.replace(name, new)
-            if inputs is not None and inputs.bias is not None:
-                w = layer.view.matrix(array) - layer.view.matrix(new)
-                shift = np.concatenate([w[g] @ inputs.mean(g) for g in range(len(w))])
-                was = walk.constant(inputs.bias)
-                biases[inputs.bias] = (was + shift.reshape(was.shape)).astype(was.dtype)
-                walk.replace(inputs.bias, biases[inputs.bias])
+            walks[0].replace(name, new)
+            bias = bias_of(layer)
+            if inputs is not None and bias is not None and bias.name in walks[0].constants:
+                s = inputs.all
+                shift = s.y - np.einsum("gof,gf->go", layer.view.matrix(new), s.x)
+                was = walks[0].constant(bias.name)
+                biases[bias.name] = (was + shift.reshape(was.shape)).astype(was.dtype)
+                walks[0].replace(bias.name, biases[bias.name])
     before = sum(t.nbytes for v in working.ir.graph.initializers.values() if (t := v.const_value) is not None)
     out = write(working, found, biases, encoding, nbits)
     after = sum(t.nbytes for v in out.ir.graph.initializers.values() if (t := v.const_value) is not None)
@@ -117,34 +122,16 @@ def quantize(
     return Result(out, facts={"quantize": facts})
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What the columns of a layer carry; `bias`: the constant that takes up their means."""
-
-    moments: Moments
-    order: npt.NDArray[np.int64]
-    bias: str | None
-
-    def mean(self, g: int) -> Array:
-        return self.moments.mean(g)[self.order]
-
-    def moment(self, g: int) -> npt.NDArray[np.float64]:
-        """Second moment [cols, cols] of group g, central where a bias takes up the means."""
-        c = self.moments.covariance(g)
-        c = c if self.bias is not None else c + np.outer(self.moments.mean(g), self.moments.mean(g))
-        return c[np.ix_(self.order, self.order)]
+def encoding_of(layer: Layer, encoding: Encoding) -> Encoding:
+    """A depthwise kernel holds next to nothing, and its rounding is averaged with nobody's."""
+    return replace(encoding, bits=8, group="channel") if encoding.bits == 4 and layer.depthwise else encoding
 
 
-def gather(layer: Layer, walk: Walk) -> Inputs | None:
-    """At a walk on its way to the layer; None where its inputs are not known, or several nodes read its weight."""
-    reader = layer.reader
-    if reader is None or layer.cols > MAX_FEATURES or layer.weight.name not in walk.constants:
-        return None
+def inputs_of(layer: Layer, walk: Walk, dense: Walk) -> Inputs | None:
+    """At walks on their way to the layer; None where its inputs are not known, or several nodes read its weight."""
     if layer.op.out.name not in walk.place or len(layer.weight.uses()) > 1:
         return None
-    bias = reader.bias()
-    name = bias.name if bias is not None and bias.name in walk.constants else None
-    return Inputs(measure(reader, reader.observe(walk)), layer.order, name)
+    return gather(layer, walk, dense)
 
 
 def prepared(model: Model, encoding: Encoding, *, biases: bool) -> Model:
@@ -173,6 +160,7 @@ def eligible(layer: Layer, encoding: Encoding, keep: tuple[str, ...]) -> bool:
     if any(fnmatchcase(n, p) for p in keep for n in (layer.name, layer.node, layer.weight.name or "")):
         return False
     rows, cols = layer.size // layer.cols, layer.cols
+    encoding = encoding_of(layer, encoding)
     scales = 1 if encoding.group == "tensor" else rows * -(-cols // encoding.width(cols))
     each = 4 if encoding.symmetric else 5
     return layer.size * encoding.bits / 8 + scales * each < layer.size * 4 and bool(np.isfinite(tensor.numpy()).all())
@@ -185,23 +173,39 @@ def encode(
     w = layer.view.matrix(array)
     if inputs is None or encoding.group == "tensor":
         coded = quantise(w.reshape(-1, layer.cols), encoding, None, width)
-        return coded, relative(w.reshape(-1, layer.cols), coded.dense(), None)
-    parts = [quantise(m, encoding, inputs.moment(g), width) for g, m in enumerate(w)]
+        return coded, relative(w.reshape(-1, layer.cols), coded.dense())
+    goal = aimed(w, inputs)
+    if goal is not None:
+        trials = [on_grid(t, encoding, inputs.fitted, width).dense().reshape(w.shape) for t in (w, goal)]
+        errors = [squared_error(t, inputs.held) for t in trials]
+        w = goal if errors[1] < errors[0] else w
+    coded = on_grid(w, encoding, inputs.all, width)
+    return coded, relative_error(coded.dense().reshape(w.shape), inputs)
+
+
+def aimed(w: Array, inputs: Inputs) -> Array | None:
+    """Weights with the same zeros that come closer to what the layer gave; None where there is nothing to gain."""
+    goal, share = aim(w, inputs)
+    mask = w != 0
+    if not share or not mask.any():
+        return None
+    return goal if mask.all() else refitted(goal, mask, inputs.all, best_damping(goal, mask, inputs))
+
+
+def on_grid(w: Array, encoding: Encoding, s: Statistics, width: int | None) -> Coded:
+    """Each group of w [groups, rows, cols] by its inputs' moment, stacked."""
+    parts = [quantise(m, encoding, s.xx[g], width) for g, m in enumerate(w)]
     first = parts[0].grid
     assert first is not None
     scale = np.concatenate([p.grid.scale for p in parts])  # type: ignore[union-attr]
     zero = None if first.zero is None else np.concatenate([p.grid.zero for p in parts])  # type: ignore[union-attr]
-    grid = Grid(first.bits, first.group, scale, zero)
-    lost = [relative(m, p.dense(), inputs.moment(g)) for g, (m, p) in enumerate(zip(w, parts, strict=True))]
-    return Coded(np.concatenate([p.codes for p in parts]), grid), float(np.mean(lost))
+    return Coded(np.concatenate([p.codes for p in parts]), Grid(first.bits, first.group, scale, zero))
 
 
-def relative(w: Array, new: Array, moment: Array | None) -> float:
-    """tr(D H D^T) / tr(W H W^T) for the change D; H the identity without a moment."""
-    lost, energy = (
-        float(np.square(m).sum() if moment is None else np.einsum("rc,rc->", m @ moment, m)) for m in (w - new, w)
-    )
-    return lost / energy if energy > 0 else 0.0
+def relative(w: Array, new: Array) -> float:
+    """Squared change of the entries, over their squares."""
+    energy = float(np.square(w).sum())
+    return float(np.square(w - new).sum()) / energy if energy > 0 else 0.0
 
 
 def fits_nbits(layer: Layer, encoding: Encoding) -> bool:
