@@ -33,7 +33,6 @@ from spa.cli.options import cuda_options, parse_shapes
     "--host-level", metavar="LEVEL", help="x86-64-v2, -v3 or -v4 for the host [default: what this machine has]."
 )
 @cuda_options
-@click.option("-n", "--dry-run", is_flag=True, help="Compile and say what comes of it; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-cache", is_flag=True, help="Compile even if the same was compiled before.")
 @click.option("--explain-kernels", is_flag=True, help="Print the kernel of every layer, and why it was chosen.")
@@ -90,8 +89,6 @@ def compile(
         return
     from rich.console import Console
     from rich.table import Table
-
-    from spa.cli.terminal import console, show
 
     table = Table("target", "library")
     for column in ("bytes", "code", "weights", "arena"):
