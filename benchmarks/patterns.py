@@ -1,6 +1,6 @@
 """Patterns over many networks: does each thin network still run, and has every layer the pattern that is claimed?
 
-    python benchmarks/patterns.py CORPUS [--data N] [--patterns 2:4,taps4] [--every K] [--limit SECONDS] [NAME...]
+    python benchmarks/patterns.py CORPUS [--data N] [--patterns 2:4,taps4] [--every K] [--largest N] [--limit SECONDS] [NAME...]
 
 CORPUS holds `fill.py`, with manifest(), load(name) and inputs(name, seed). The judge of patterns is tests/check_patterns.py,
 which knows nothing of spa; that of running, onnxruntime. `--data N`: N drawn samples to fit by; without, by magnitude.
@@ -79,11 +79,13 @@ def main() -> int:
     parser.add_argument("--data", type=int, default=0)
     parser.add_argument("--patterns", default=",".join(PATTERNS))
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--largest", type=float, default=np.inf, help="parameters")
     parser.add_argument("--limit", type=float, default=120)
     options = parser.parse_args()
     sys.path.insert(0, options.corpus)
     patterns = options.patterns.split(",")
-    every = [m if isinstance(m, str) else m["name"] for m in importlib.import_module("fill").manifest()]
+    manifest = importlib.import_module("fill").manifest()
+    every = [name for name, entry in manifest.items() if entry["params"] <= options.largest]
     counts: Counter[str] = Counter()
     layers = 0
     for name in options.names or every[:: options.every]:

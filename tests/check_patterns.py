@@ -2,8 +2,8 @@
 
     python tests/check_patterns.py THIN.onnx PLAN.json
 
-`violations(proto, sparsity)` is what tests use. The rules are written out here a second time, from docs/sparsity.md, in
-loops, so that a mistake in the vectorised code cannot excuse itself.
+`violations(proto, sparsity)` is what tests use. The rules are written out here a second time, from docs/sparsity.md,
+in other words, so that a mistake in that code cannot excuse itself.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def fault(m: np.ndarray, taps: int, pattern: str) -> str:
     if found := re.fullmatch(r"(?:g(?:(\d+)x)?)?(\d+):(\d+)", pattern):
         band = (int(found[1]) if found[1] else 4) if pattern.startswith("g") else 1
         n, k = int(found[2]), int(found[3])
-        for top in range(0, rows, band):
-            used = there[top : top + band].any(0)
-            for at in range(0, cols, k):
-                pool = used[at : at + k]
-                if pool.sum() > math.ceil(len(pool) * n / k):
-                    return f"{pool.sum()} of {len(pool)} in rows {top}.., columns {at}.."
+        used = np.logical_or.reduceat(there, range(0, rows, band), axis=0)
+        for at in range(0, cols, k):
+            pool = used[:, at : at + k]
+            counts = pool.sum(1)
+            if counts.max() > math.ceil(pool.shape[1] * n / k):
+                return f"{counts.max()} of {pool.shape[1]} in band {counts.argmax()}, columns {at}.."
         return ""
     if found := re.fullmatch(r"taps(\d+)(?:x(\d+))?", pattern):
         return fault_of_taps(there, taps, int(found[1]), int(found[2] or 8))
@@ -96,11 +96,12 @@ def fault(m: np.ndarray, taps: int, pattern: str) -> str:
     elif kind == "kernel":
         channels = cols // taps
         units = rows * channels
-        used = sum(bool(there[o, c::channels].any()) for o in range(rows) for c in range(channels))
+        used = sum(int(there[:, c::channels].any(1).sum()) for c in range(channels))
     else:
         high, wide = map(int, kind.removeprefix("block").split("x"))
-        corners = [(r, c) for r in range(0, rows, high) for c in range(0, cols, wide)]
-        units, used = len(corners), sum(bool(there[r : r + high, c : c + wide].any()) for r, c in corners)
+        blocks = np.logical_or.reduceat(there, range(0, rows, high), axis=0)
+        blocks = np.logical_or.reduceat(blocks, range(0, cols, wide), axis=1)
+        units, used = blocks.size, int(blocks.sum())
     return f"{used} of {units} units" if used > kept_of(units, share) else ""
 
 
@@ -109,7 +110,8 @@ def fault_of_taps(there: np.ndarray, taps: int, k: int, most: int) -> str:
     if k >= taps:
         return ""
     channels = there.shape[1] // taps
-    used = {frozenset(np.flatnonzero(row[c::channels]).tolist()) for row in there for c in range(channels)}
+    rows = {row.tobytes() for c in range(channels) for row in np.unique(there[:, c::channels], axis=0)}
+    used = {frozenset(np.flatnonzero(np.frombuffer(row, bool)).tolist()) for row in rows}
     if any(len(s) > k for s in used):
         return f"a kernel of {max(map(len, used))} taps"
     sets = [s for s in used if len(s) == k]
