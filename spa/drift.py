@@ -189,10 +189,11 @@ def plan_by_drift(
     turning = knob(model, coupling, feeds=feeds, sizes=sizes, seed=seed, **choice)
     if turning.calib:
         turning = replace(turning, calib=fitted(turning.calib))  # see `spa.judging.judge_plan`
-    plan, trial, _ = search(turning, measure, lambda value: value <= limit, tell)
+    plan, trial, trials = search(turning, measure, lambda value: value <= limit, tell)
     value = trial.value if trial is not None else 0.0
     inputs = sum(map(samples, sets))
-    return plan, {"limit": limit, "value": value, "inputs": inputs, "data": "given" if feeds else "random"}
+    facts = {"limit": limit, "value": value, "inputs": inputs, "data": "given" if feeds else "random"}
+    return plan, facts | {"trials": [asdict(t) for t in trials]}
 
 
 def plan_by_metric(
