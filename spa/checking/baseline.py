@@ -116,6 +116,12 @@ def _layer(where: str, name: str, row: Any) -> Layer:
     return Layer(name, str(row.get("op")), str(row.get("dtype")), tuple(shape), *numbers)
 
 
+def differ(old: Baseline | None, new: Baseline) -> list[str]:
+    """The models whose rows differ, that are new or gone."""
+    rows = [{k: text_of(Baseline({k: m}, {})) for k, m in (b.models if b else {}).items()} for b in (old, new)]
+    return sorted(k for k in rows[0].keys() | rows[1].keys() if rows[0].get(k) != rows[1].get(k))
+
+
 def text_of(baseline: Baseline) -> str:
     """The file's text."""
     lines = ["{", f' "schema": {SCHEMA},', f' "versions": {_plain(baseline.versions)},', ' "models": {']

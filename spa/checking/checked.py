@@ -81,6 +81,7 @@ def check(
     baseline: str | os.PathLike[str] | None = None,
     budgets: Mapping[str, Any] | None = None,
     update: bool = False,
+    dry: bool = False,
     start: str | os.PathLike[str] | None = None,
     tell: Callable[[str], Any] | None = None,
 ) -> Report:
@@ -88,7 +89,7 @@ def check(
 
     `config`, `baseline`: files; without them the nearest spa.toml or [tool.spa] from `start` (the working directory)
     upwards, and the baseline that it names. `budgets`: limits by metric, more than those configured. `update`: write what
-    was measured as the new baseline, and hold against that. `tell` hears of every model measured. Raises `UsageError`
+    was measured as the new baseline, and hold against that (`dry`: say what would change instead). `tell` hears of every model measured. Raises `UsageError`
     for a configuration or baseline that cannot be used; what is wrong with one model is in the report."""
     given = [models] if isinstance(models, str | os.PathLike) else list(models)
     how = configuration.load(
@@ -120,7 +121,7 @@ def check(
             notes.append(f"the baseline is as it was: {broken[0].key} could not be measured")
         else:
             whole = not given and bool(how.models.value)
-            updated, new = ratchet(how, old, results, whole, notes)
+            updated, new = ratchet(how, old, results, whole, notes, dry)
             old = new
     done = tuple(judge(r, w, old) for r, (_, _, w) in zip(results, asked, strict=True))
     if old and not given and (gone := sorted(set(old.models) - {key for _, key, _ in asked})):
@@ -201,13 +202,25 @@ def judge(result: Checked, wanted: Wanted, old: Baseline | None) -> Checked:
 
 
 def ratchet(
-    how: Config, old: Baseline | None, results: Sequence[Checked], whole: bool, notes: list[str]
+    how: Config,
+    old: Baseline | None,
+    results: Sequence[Checked],
+    whole: bool,
+    notes: list[str],
+    dry: bool = False,
 ) -> tuple[bool, Baseline]:
-    """Write what was measured. `whole`: these are all models there are, so what else the baseline holds goes."""
+    """Write what was measured. `whole`: these are all models there are, so what else the baseline holds goes. `dry`: only
+    say what would be written."""
     kept = dict(old.models) if old else {}
     if whole:
         gone = sorted(set(kept) - {r.key for r in results})
         notes += [f"no longer in the baseline: {', '.join(gone)}"] if gone else []
         kept = {}
     new = baselines.Baseline(kept | {r.key: r.now for r in results if r.now}, baselines.versions())
+    if dry:
+        differ = baselines.differ(old, new)
+        notes.append(
+            "dry run: the baseline " + (f"would change: {', '.join(differ)}" if differ else "would stay as it is")
+        )
+        return False, new
     return baselines.save(new, how.baseline_file), new

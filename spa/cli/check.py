@@ -23,6 +23,9 @@ FORMATS = ("text", "json", "markdown", "junit", "github", "sarif")
     help="What was accepted [default: spa-baseline.json beside the configuration].",
 )
 @click.option("--update", is_flag=True, help="Accept what is measured now: write it as the baseline.")
+@click.option(
+    "-n", "--dry-run", "dry", is_flag=True, help="With --update: say what would change in the baseline instead."
+)
 @click.option("--budget", "budgets", multiple=True, metavar="METRIC=LIMIT", help="Such as file_bytes=2MB or macs=+1%.")
 @click.option(
     "--format",
@@ -36,6 +39,7 @@ def check(
     config: Path | None,
     baseline: Path | None,
     update: bool,
+    dry: bool,
     budgets: tuple[str, ...],
     formats: tuple[str, ...],
 ) -> None:
@@ -45,9 +49,11 @@ def check(
     pyproject.toml; docs/check.md lists them. In a GitHub workflow, --format github also writes the step summary."""
     wanted = [places(f) for f in formats] or [("text", None)]
     limits = dict(pair(b) for b in budgets)
+    if dry and not update:
+        raise UsageError("a check writes nothing", hint="--update --dry-run says what --update would change")
     from spa.checking import check as run
 
-    report = run(models, config=config, baseline=baseline, budgets=limits, update=update, tell=progress())
+    report = run(models, config=config, baseline=baseline, budgets=limits, update=update, dry=dry, tell=progress())
     if sys.stderr.isatty():
         click.echo("\r\033[K", nl=False, err=True)
     from spa.checking.formats import FORMATS as WRITERS

@@ -33,6 +33,7 @@ from spa.cli.options import cuda_options, parse_shapes
     "--host-level", metavar="LEVEL", help="x86-64-v2, -v3 or -v4 for the host [default: what this machine has]."
 )
 @cuda_options
+@click.option("-n", "--dry-run", is_flag=True, help="Compile and say what comes of it; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-cache", is_flag=True, help="Compile even if the same was compiled before.")
 @click.option("--explain-kernels", is_flag=True, help="Print the kernel of every layer, and why it was chosen.")
@@ -45,6 +46,7 @@ def compile(
     host_level: str | None,
     cuda_archs: str | None,
     precision: str | None,
+    dry_run: bool,
     force: bool,
     no_cache: bool,
     explain_kernels: bool,
@@ -58,7 +60,7 @@ def compile(
     built = bundles.compile(
         model,
         targets,
-        out,
+        None if dry_run else out,
         parse_shapes(shapes),
         host_level,
         force=force,
@@ -70,7 +72,7 @@ def compile(
     rows = {
         name: {
             "path": str(out / name),
-            "bytes": (out / name / facts["library"]).stat().st_size,
+            "bytes": (built.path / name / facts["library"]).stat().st_size,
             "code_bytes": facts["code_bytes"],
         }
         | {"weight_bytes": facts["weight_bytes"], "arena_bytes": facts["arena_bytes"]}
@@ -84,11 +86,20 @@ def compile(
         show_kernels(built.manifest["targets"])
     if as_json:
         click.echo(
-            json.dumps({"schema": 1, "input": str(model), "output": str(out), "targets": rows, "seconds": seconds})
+            json.dumps(
+                {
+                    "schema": 1,
+                    "input": str(model),
+                    "output": None if dry_run else str(out),
+                    "targets": rows,
+                    "seconds": seconds,
+                }
+            )
         )
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from spa.cli.terminal import console, show
 
     table = Table("target", "library")
     for column in ("bytes", "code", "weights", "arena"):
@@ -96,5 +107,5 @@ def compile(
     for name, row in rows.items():
         numbers = (f"{row[k]:,}" for k in ("bytes", "code_bytes", "weight_bytes", "arena_bytes"))
         table.add_row(name, built.manifest["targets"][name]["library"], *numbers)
-    Console().print(table)
-    click.echo(f"{out}: {seconds:.1f} s", err=True)
+    show(console(), table)
+    click.echo(f"{'dry run: nothing was written' if dry_run else out}: {seconds:.1f} s", err=True)

@@ -37,9 +37,11 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     if as_json:
         print_json({"schema": 1, "totals": totals, "layers": rows})
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from spa.cli.terminal import console
+    from spa.cli.terminal import show as show_table
 
     table = Table("layer", "op", "shape", "params", "macs")
     for row in rows:
@@ -58,4 +60,4 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
         )
     table.add_section()
     table.add_row("total", "", "", *(f"{human(x)} > {human(y)}" for x, y in (totals["params"], totals["macs"])))
-    Console().print(table)
+    show_table(console(), table)

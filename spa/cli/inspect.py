@@ -39,11 +39,12 @@ def inspect(model: Path, shapes: tuple[str, ...], allow_approximate: bool, as_js
     if as_json:
         print_json({"schema": 1, **cost.to_json(), **stored.totals(), "layers": layers, "groups": groups})
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    from spa.cli.terminal import console, say, show
+
+    out = console()
     thin = ["density", "packed", "as"] if stored.sparse else []
     table = Table("layer", "op", "output", "params", "macs", "bytes", *thin)
     for layer in cost.layers:
@@ -60,13 +61,13 @@ def inspect(model: Path, shapes: tuple[str, ...], allow_approximate: bool, as_js
         )
     table.add_section()
     table.add_row("total", "", "", human(cost.params), human(cost.macs), human(cost.bytes))
-    console.print(table)
+    show(out, table)
     sizes_told = (stored.file_bytes, stored.gzip_bytes, stored.packed_bytes)
-    console.print("file {}B, gzipped {}B, weights packed {}B".format(*map(human, sizes_told)))
-    console.print(f"peak activation memory {human(cost.peak_activation_bytes)}B")
+    say(out, "file {}B, gzipped {}B, weights packed {}B".format(*map(human, sizes_told)))
+    say(out, f"peak activation memory {human(cost.peak_activation_bytes)}B")
     table = Table("group", "channels", "coupled axes")
     for g in coupling.groups:
         table.add_row(escape(g.id), str(g.size), str(len(g.members)))
     for b in coupling.blocked:
         table.add_row(escape(b.group), "blocked", escape(str(b.reason)))
-    console.print(table)
+    show(out, table)

@@ -78,10 +78,12 @@ def judged(network: Model, pruned: Model, calib: list[Feeds]) -> dict[str, Any]:
 
 
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
+    from spa.cli.terminal import say
+
     for row in rows:
         error = row["error"]
         if row["exact"]:
             said = "unchecked" if error is None else f"exact, error {error:.1e}"
         else:
             said = "other outputs, or unchecked" if error is None else f"outputs change by {error:.2%}"
-        console.print(f"{row['pass']}: {said}", markup=False, highlight=False)
+        say(console, f"{row['pass']}: {said}")

@@ -29,8 +29,9 @@ def targets(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema": 1, "targets": rows}))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from spa.cli.terminal import console, show
 
     table = Table("target", "triple", "cpu and features", "floats per vector", "runs in")
     for row in rows:
@@ -39,4 +40,4 @@ def targets(as_json: bool) -> None:
             continue
         features = " ".join(filter(None, [row["cpu"], *row["features"]]))
         table.add_row(row["name"], row["triple"], features, str(row["lanes"]), ", ".join(row["engines"]))
-    Console().print(table)
+    show(console(), table)
