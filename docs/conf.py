@@ -58,6 +58,8 @@ def outside(page: Path, text: str) -> str:
 
 def read(app: Any, name: str, source: list[str]) -> None:
     page = Path(app.env.doc2path(name))
+    if GENERATED.search(source[0]):
+        app.env.note_reread()  # what it is read off changes without the page
     text = GENERATED.sub(lambda found: PARTS[found[1]](), source[0])
     text = re.sub(r"^<!-- docs: .*?-->\n", "", text, flags=re.MULTILINE | re.DOTALL)  # for the tests alone
     source[0] = outside(page, text)

@@ -134,7 +134,10 @@ class Run:
     def must(self, line: str, expected: int, block: Block) -> str:
         code, printed = self.command(line)
         printed = printed.replace(f"{self.folder}/", "")
-        assert code == expected, f"{self.page}:{block.first}: {line}\nended with {code}, not {expected}:\n{printed}"
+        assert code == expected, (
+            f"{self.page}:{block.first}: {line}\nended with {code}, not {expected}:\n{printed}\n"
+            f"not to be run here? put <!-- docs: illustration REASON --> before it: {', '.join(REASONS)}"
+        )
         return printed
 
     def command(self, line: str) -> tuple[int, str]:
