@@ -147,6 +147,15 @@ def test_the_order_is_default_project_recipe_environment_command_line(
     assert found["budget.ratio"] == {"value": None, "origin": "default"}
 
 
+def test_lists_and_switches_come_from_the_environment_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPA_PRUNE_TARGETS", "host wasm")
+    monkeypatch.setenv("SPA_PRUNE_NO_FOLD", "1")
+    found = origins()
+    assert found["targets"] == {"value": ["host", "wasm"], "origin": "environment SPA_PRUNE_TARGETS"}
+    assert found["passes.fold"] == {"value": False, "origin": "environment SPA_PRUNE_NO_FOLD"}
+    assert origins("--", "--fold")["passes.fold"] == {"value": True, "origin": "command line"}
+
+
 def test_settings_take_effect(place: Path) -> None:
     (place / "pyproject.toml").write_text(
         "[tool.spa.prune.budget]\nratio = 0.5\n[tool.spa.prune.passes]\nfold = false\n"
