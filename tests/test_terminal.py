@@ -171,3 +171,19 @@ def test_the_doctor_names_what_is_missing(place: Path, monkeypatch: pytest.Monke
     assert rows["scipy"] | {"ok": False} == rows["scipy"] and rows["scipy"]["install"] == "pip install 'scipy>=1.13'"
     assert not rows["pillow"]["ok"] and rows["numpy"]["ok"]
     assert "missing: pip install pillow" in call("doctor")[1]
+
+
+def test_names_are_no_markup(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network may name its tensors like rich's markup; they are shown as they are, in tables and in lists."""
+    import onnx
+
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> g (float[1,4] x) => (float[1,3] y)
+        <float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}> { y = MatMul(x, w) }""")
+    proto.graph.node[0].name = "[bold]layer[/bold][0]"
+    onnx.save(proto, tmp_path / "m.onnx")
+    for width in ("120", "20"):
+        monkeypatch.setenv("COLUMNS", width)
+        code, out, _ = call("inspect", tmp_path / "m.onnx")
+        assert code == 0 and "[bold]layer[/bold][0]" in out

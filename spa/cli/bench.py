@@ -199,28 +199,32 @@ def _profile(bundle: Bundle, target: str, engine: str | None, running: Engine, t
 
 
 def _print(results: list[dict[str, Any]]) -> None:
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from spa.cli.terminal import console, show
+
+    out = console()
     table = Table("subject", "target", "median ms", "p10", "p90", "against", "median ms", "ratio", "p10 - p90")
     for row in results:
         other = row["against"]
         theirs = [other["name"], f"{other['median_ms']:.3f}"] if other else ["", ""]
         ratio = [f"{row['ratio']:.2f}", f"{row['ratio_p10']:.2f} - {row['ratio_p90']:.2f}"] if other else ["", ""]
         numbers = [f"{row[k]:.3f}" for k in ("median_ms", "p10_ms", "p90_ms")]
-        table.add_row(row["subject"], row["target"], *numbers, *theirs, *ratio)
-    console = Console()
-    console.print(table)
+        table.add_row(escape(row["subject"]), row["target"], *numbers, *theirs, *ratio)
+    show(out, table)
     for row in results:
         if "layers" not in row:
             continue
-        table = Table("layer", "kernel", "ms", "GMAC/s", "of peak", title=f"{row['subject']}, {row['threads']} threads")
+        table = Table(
+            "layer", "kernel", "ms", "GMAC/s", "of peak", title=escape(f"{row['subject']}, {row['threads']} threads")
+        )
         for layer in row["layers"]:
             speed = [f"{layer['gmacs']:.1f}", f"{layer['share_of_peak']:.0%}"] if layer["gmacs"] else ["", ""]
-            table.add_row(layer["name"], layer["kernel"], f"{layer['ms']:.4f}", *speed)
+            table.add_row(escape(layer["name"]), layer["kernel"], f"{layer['ms']:.4f}", *speed)
         total = sum(layer["ms"] for layer in row["layers"])
         table.add_row("together", "", f"{total:.3f}", "", f"peak {row['peak_gmacs']:.0f} GMAC/s")
-        console.print(table)
+        show(out, table)
 
 
 def machine() -> str:

@@ -60,13 +60,14 @@ def run(
         }
         click.echo(json.dumps(result))
         return
+    from rich.markup import escape
     from rich.table import Table
 
     from spa.cli.terminal import console, show
 
     table = Table("output", "dtype", "shape", "min", "max")
     for row in rows:
-        table.add_row(str(row["name"]), str(row["dtype"]), str(row["shape"]), f"{row['min']}", f"{row['max']}")
+        table.add_row(escape(str(row["name"])), str(row["dtype"]), str(row["shape"]), f"{row['min']}", f"{row['max']}")
     show(console(), table)
 
 

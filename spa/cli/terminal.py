@@ -42,6 +42,8 @@ def show(out: Console, table: Table) -> None:
     if needed <= out.width:
         out.print(table)
         return
+    if table.title:
+        say(out, Text.from_markup(str(table.title)).plain)
     heads = [str(column.header) for column in table.columns]
     for row in zip(*(column.cells for column in table.columns), strict=True):
         cells = [(h, Text.from_markup(str(c)).plain) for h, c in zip(heads, row, strict=True) if str(c)]
