@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 
 
 def constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
-    found = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-    for node in proto.graph.node:
+    found = {t.name: onnx.numpy_helper.to_array(t) for g in all_graphs(proto.graph) for t in g.initializer}
+    for node in all_nodes(proto.graph):
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             found[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
     for function in proto.functions:
@@ -29,6 +30,12 @@ def constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
                 name = f"{function.domain}::{function.name}/{node.output[0]}"
                 found[name] = onnx.numpy_helper.to_array(node.attribute[0].t)
     return found
+
+
+def all_graphs(graph: Any) -> list[onnx.GraphProto]:
+    """A graph and those inside its nodes."""
+    inner = [g for n in graph.node for a in n.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
+    return [graph, *(deeper for g in inner for deeper in all_graphs(g))]
 
 
 def all_nodes(graph: Any) -> list[onnx.NodeProto]:
@@ -44,7 +51,8 @@ def all_nodes(graph: Any) -> list[onnx.NodeProto]:
 def matrices(proto: onnx.ModelProto, name: str, array: np.ndarray) -> tuple[list[np.ndarray], int]:
     """[outputs, inputs] per group, and the taps of a kernel (inputs run tap by tap)."""
     short = name.rpartition("/")[2] if "::" in name else name
-    nodes = [n for g in (proto.graph, *proto.functions) for n in all_nodes(g) if short in n.input]
+    inlined = onnx.inliner.inline_local_functions(proto) if proto.functions and "::" not in name else proto
+    nodes = [n for g in (inlined.graph, *inlined.functions) for n in all_nodes(g) if short in n.input]
     node = nodes[0]
     attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     slot = list(node.input).index(short)
