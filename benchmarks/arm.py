@@ -151,7 +151,7 @@ def table() -> str:
     return "\n".join([*lines, "", aims + ("all reached." if not missed else "missed by " + "; ".join(missed) + ".")])
 
 
-BEGIN, END = "<!-- python benchmarks/arm.py --write docs/arm.md -->", "<!-- end -->"
+BEGIN, END = "<!-- generated: benchmarks/arm.py -->", "<!-- end -->"
 
 
 def main() -> None:

@@ -205,7 +205,10 @@ def fit(isa: Isa, measured: dict[Probe, float]) -> Fit:
     def of(numbers: Any) -> Isa:
         return replace(isa, **dict(zip(free, np.exp(np.clip(numbers, start - 3, start + 3)).tolist(), strict=True)))
 
-    found = fmin(lambda numbers: spread(of(numbers)), start, maxiter=3000, disp=False)
+    def loss(numbers: Any) -> float:
+        return spread(of(numbers))
+
+    found = fmin(loss, start, maxiter=3000, disp=False)
     best = min((isa, of(found)), key=spread)
     return Fit(best, math.expm1(math.sqrt(spread(best))), math.expm1(math.sqrt(spread(isa))))
 
