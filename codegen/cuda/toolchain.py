@@ -85,7 +85,7 @@ def compile_images(source: str, archs: Sequence[str], directory: Path) -> tuple[
     if find_nvcc() is not None:
         return tuple(_nvcc(source, arch, directory) for arch in archs)
     if find_nvrtc() is not None:
-        return tuple(_nvrtc(source, arch) for arch in archs)
+        return tuple(by_nvrtc(source, arch) for arch in archs)
     return None
 
 
@@ -139,10 +139,11 @@ def _number(text: str, pattern: str) -> int:
 # NVRTC -----------------------------------------------------------------------------------------------------------
 
 
-def _nvrtc(source: str, arch: str) -> Image:
+def by_nvrtc(source: str, arch: str) -> Image:
     """The same from the run-time compiler. It says nothing of resources."""
     library = ctypes.CDLL(str(find_nvrtc()))
-    includes = [f"-I{f / 'include'}" for f in [*_packages(), Path("/usr/local/cuda")] if (f / "include").is_dir()]
+    folders = [f / "include" / part for f in [*_packages(), Path("/usr/local/cuda")] for part in ("", "cccl")]
+    includes = [f"-I{folder}" for folder in folders if folder.is_dir()]
     program = ctypes.c_void_p()
     _checked(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None), arch)
     options = [f"--gpu-architecture={arch}", "--std=c++17", *includes]

@@ -18,8 +18,8 @@ from spa.codegen.cuda import toolchain
 
 pytestmark = pytest.mark.codegen
 
-SMALL = """g (float[1,64] x) => (float[1,32] y) <float[64,64] w, float[32,64] v>
-{ h = MatMul(x, w) r = Relu(h) y = Gemm<transB=1>(r, v) }"""
+SMALL = """g (float[256,16] x) => (float[256,16] y) <float[16,768] a, float[768,512] w, float[16,512] v>
+{ f = MatMul(x, a) h = MatMul(f, w) r = Relu(h) y = Gemm<transB=1>(r, v) }"""
 
 
 def spa(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,7 @@ def test_without_a_compiler_there_is_cuda_c_and_exit_4(model: Path, tmp_path: Pa
     assert 'extern "C" __global__' in (out / "cuda" / "small.cu").read_text()
     manifest = json.loads((out / "manifest.json").read_text())
     assert "no CUDA compiler" in manifest["targets"]["cuda"]["missing"]
-    np.savez(tmp_path / "x.npz", x=np.zeros((1, 64), np.float32))
+    np.savez(tmp_path / "x.npz", x=np.zeros((256, 16), np.float32))
     ran = spa("run", out, "--target", "cuda", "--input", tmp_path / "x.npz")
     assert ran.returncode == 4 and "CUDA C only" in ran.stderr
 
@@ -70,7 +70,7 @@ def test_usage(model: Path, tmp_path: Path) -> None:
 def test_prune_for_sparse_tensor_cores(model: Path, tmp_path: Path) -> None:
     """The whole job: thinned to 2:4, compiled; no driver here, which is said."""
     out = tmp_path / "out"
-    asked = ["--sparsity", "2:4", "--ratio", "0", "--target", "cuda", "--cuda-arch", "sm_90", "--precision", "fp16"]
+    asked = ["--sparsity", "2:4", "--ratio", "0", "--no-rearrange", "--target", "cuda", "--cuda-arch", "sm_90", "--precision", "fp16"]
     done = spa("prune", model, *asked, "-o", out, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -83,7 +83,7 @@ def test_prune_for_sparse_tensor_cores(model: Path, tmp_path: Path) -> None:
         "block4x1",
     }
     assert {"small.sm_90.cubin", "small.sm_90.ptx", "libsmall_cuda.so"} <= {p.name for p in (out / "cuda").iterdir()}
-    np.savez(tmp_path / "x.npz", x=np.zeros((1, 64), np.float32))
+    np.savez(tmp_path / "x.npz", x=np.zeros((256, 16), np.float32))
     environment = {"SPA_LIBCUDA": str(tmp_path / "none.so")}
     ran = spa("run", out, "--target", "cuda", "--input", tmp_path / "x.npz", **environment)
     assert ran.returncode == 4 and "no CUDA driver" in ran.stderr and "Traceback" not in ran.stderr

@@ -105,7 +105,7 @@ def test_instructions(image: Any) -> None:
         dense = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in body
         assert dense == name.startswith(("dense", "bsr")), name
         assert ("cp.async" in body) == name.startswith(("dense", "sparse", "bsr", "simt")), name
-        assert (".trans" in body) == "planes" in name, name
+        assert (".trans" in body) == ("planes" in name), name
 
 
 @needs_nvcc
@@ -133,3 +133,9 @@ def test_a_compiler_that_refuses_is_told_by_its_first_error(tmp_path: Path) -> N
         toolchain.compile_images("", ["sm_999"], tmp_path)
     with pytest.raises(SpaError, match="error"):
         toolchain.compile_images("int f() { return }", ["sm_80"], tmp_path)
+
+
+@pytest.mark.skipif(toolchain.find_nvrtc() is None, reason="needs NVRTC (pip install nvidia-cuda-nvrtc)")
+def test_the_run_time_compiler_takes_the_kernels_too(device: Device) -> None:
+    image = toolchain.by_nvrtc(device.source, "sm_80")
+    assert image.cubin.startswith(b"\x7fELF") and b".entry" in image.ptx

@@ -58,7 +58,7 @@ def check(text: str, weights: Weights, precision: str, formats: set[str], family
         assert error <= 2e-5 * spread, f"{candidate.family} {candidate.format} {candidate.tile}: {error}"
 
 
-ROWS = [(33, 70, 72), (17, 130, 48), (64, 64, 64)]
+ROWS = [(33, 70, 72), (17, 130, 45)]
 
 
 @pytest.mark.parametrize("shape", ROWS, ids=str)
@@ -130,7 +130,7 @@ def test_depthwise(case: dict[str, Any]) -> None:
     check(conv(case, "s = Sigmoid(c) y = Mul(s, c)"), weights, "fp16", {"dense"})
 
 
-@pytest.mark.parametrize("n", [1, 3, 8])
+@pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("pattern", ["dense", "csr", "block4x1", "2:4", "3:8"])
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_few_columns(n: int, pattern: str, precision: str) -> None:
