@@ -33,7 +33,8 @@ def steps(page: str) -> list[tuple[str, str]]:
         if "file" in block.marks:
             found.append((section, f"cat > {block.marks['file']} <<'END'\n{block.text}\nEND"))
         elif block.language == "console":
-            found += [(section, line[2:]) for line in block.lines if line.startswith("$ ")]
+            joined = block.text.replace("\\\n", "").splitlines()
+            found += [(section, " ".join(line[2:].split())) for line in joined if line.startswith("$ ")]
         else:
             found += [(section, line) for line in block.lines if line.strip()]
     return found

@@ -25,6 +25,8 @@ exclude_patterns = ["_build", "schemas/README.md"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+smartquotes = False  # two dashes are an option's
+
 html_theme = "furo"
 html_title = f"spa {version}"
 html_static_path = ["_static"]

@@ -47,7 +47,7 @@ def _option(parameter: click.Parameter) -> str:
         return ""
     names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
     value = "" if parameter.is_flag else f" `{parameter.metavar or _choices(parameter.type)}`"
-    notes = ["may be repeated"] if parameter.multiple else []
+    notes = ["may be repeated"] if parameter.multiple and "repeated" not in (parameter.help or "") else []
     notes += ["required"] if parameter.required else []
     default = parameter.default
     if isinstance(default, str | int | float) and not isinstance(default, bool) and default != "":
