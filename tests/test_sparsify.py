@@ -80,6 +80,27 @@ def test_masks_by_data_have_their_pattern_and_lose_less(text: str, seed: int) ->
     assert loss(x, w, moved) < loss(x, w, np.where(swept, w, 0))
 
 
+def test_moments_that_rounding_left_indefinite_are_damped_more() -> None:
+    rng = rng_of(0)
+    x, w = correlated(rng, 8, 200)[:, [*range(8), *range(8)]], rng.standard_normal((4, 16))
+    h = x.T @ x / len(x) - 1e-5 * np.eye(16) * np.trace(x.T @ x / len(x))
+    assert np.linalg.eigvalsh(h)[0] < 0
+    mask, moved = sparsegpt.sweep(w, h, pattern_of("2:4"), damping=1e-7)
+    assert np.isfinite(moved).all() and np.isfinite(refit.refit(w, h, mask, 1e-7)).all()
+
+
+def test_columns_with_large_means_leave_a_covariance_to_work_with() -> None:
+    from spa.calibration.moments import Moments
+
+    rng = rng_of(0)
+    x = (100 + 1e-2 * rng.standard_normal((1, 512, 32))).astype(np.float32)
+    moments = Moments(1, 32, 4)
+    for part in (False, True):
+        moments.add(x, part, x[..., :4])
+    factor = np.linalg.cholesky(sparsegpt.damped(moments.statistics().xx[0], 1e-4))
+    assert np.isfinite(factor).all()
+
+
 def test_the_search_comes_close_to_the_best_of_all_masks() -> None:
     pattern, ratios = pattern_of("2:4"), []
     choices = [np.array([i in c for i in range(4)]) for c in itertools.combinations(range(4), 2)]

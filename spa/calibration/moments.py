@@ -21,6 +21,7 @@ ROWS = 24  # sampled rows per feature, at least
 WORK = 2e9  # multiply-accumulates per reader that more rows may cost
 VALUES = 4e6  # unfolded numbers, likewise
 WIDE = 2048  # features: beyond, float32
+DOUBT = 1e-7  # of squared means: eigenvalues of a covariance this small may come out negative
 HELD = 4  # every fourth input is held back, to judge by what was not fitted
 
 
@@ -107,6 +108,8 @@ class Moments:
         if central:
             for g in range(self.groups):
                 xx[g] -= np.outer(x[g], x[g])
+                # products in float32 are not sure of what is left where means are far larger than what varies
+                xx[g][np.diag_indices(self.features)] += DOUBT * float(x[g] @ x[g])
                 yx[g] -= np.outer(y[g], x[g])
             yy -= y * y
         return Statistics(x, y, xx, yx, yy)

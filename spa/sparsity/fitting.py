@@ -16,6 +16,7 @@ The bias takes up what the means change; where there is none, moments are not ce
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -150,9 +151,10 @@ def aim(w: Stack, inputs: Inputs) -> tuple[Stack, float]:
 
     tried, fitted, held = [], lack(inputs.fitted), lack(inputs.held)
     for damping in DAMPINGS:
-        gain, share = line_search(onward(inputs.fitted, fitted, damping), inputs.held, held)
-        tried.append((-gain, damping, share))
-    _, damping, share = min(tried)
+        with suppress(linalg.LinAlgError):  # rounding left the moment indefinite: then only more damping will do
+            gain, share = line_search(onward(inputs.fitted, fitted, damping), inputs.held, held)
+            tried.append((-gain, damping, share))
+    _, damping, share = min(tried, default=(0.0, 0.0, 0.0))
     return w + share * onward(inputs.all, lack(inputs.all), damping) if share else w, share
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import linalg
 
 from spa.sparsity.patterns import Mask
-from spa.sparsity.sparsegpt import damped
+from spa.sparsity.sparsegpt import NOISE, damped
 
 Matrix = npt.NDArray[Any]  # float64 or float32
 WIDE = 1024  # columns: beyond, rows are not searched for equal masks
@@ -51,7 +51,12 @@ def refit(
     for kept, rows in zip(patterns, np.split(order, ends[:-1]), strict=True):
         if not kept.any():
             continue
-        block = linalg.cho_factor(h[np.ix_(kept, kept)], lower=True, overwrite_a=True, check_finite=False)
+        try:
+            block = linalg.cho_factor(h[np.ix_(kept, kept)], lower=True, overwrite_a=True, check_finite=False)
+        except linalg.LinAlgError:  # rounding left the moment indefinite: then only more damping will do
+            if damping > 1:
+                raise
+            return refit(weight, moment, mask, max(10 * damping, NOISE), start, exact=True)
         shift = linalg.cho_solve(block, moment[np.ix_(kept, ~kept)] @ weight[np.ix_(rows, ~kept)].T, check_finite=False)
         out[np.ix_(rows, kept)] = weight[np.ix_(rows, kept)] + shift.T
     return out

@@ -34,9 +34,19 @@ def damped(moment: Matrix, damping: float) -> Matrix:
 
 
 def factor(moment: Matrix, damping: float) -> Matrix:
-    """U [cols, cols], upper triangular, with U^T U the inverse of the damped moment."""
+    """U [cols, cols], upper triangular, with U^T U the inverse of the damped moment; more damped where rounding has left
+    that indefinite."""
+    try:
+        return _factor(damped(moment, damping))
+    except linalg.LinAlgError:
+        if damping > 1:
+            raise
+        return factor(moment, max(10 * damping, NOISE))
+
+
+def _factor(h: Matrix) -> Matrix:
     # LAPACK works on columns, in place: the transposed array is what it reads
-    lower = linalg.cholesky(damped(moment, damping).T, lower=True, overwrite_a=True, check_finite=False)
+    lower = linalg.cholesky(h.T, lower=True, overwrite_a=True, check_finite=False)
     inverse, _ = linalg.lapack.dpotri(lower, lower=1, overwrite_c=1)  # its lower half
     upper: Matrix = linalg.cholesky(inverse, lower=True, overwrite_a=True, check_finite=False).T
     return upper
