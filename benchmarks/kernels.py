@@ -1,6 +1,6 @@
 """Time the kernels: whole networks in turn with onnxruntime (one thread each), and where the time goes.
 
-    python benchmarks/kernels.py [NETWORK ...] [--target host|wasm] [--sparsity 0.85] [--block 4x1] [--profile]
+    python benchmarks/kernels.py [NETWORK ...] [--target host|wasm] [--sparsity 0.85] [--block 4x1] [--int8] [--profile]
 
 NETWORK: mobilenet_v1, mobilenet_v2, resnet50 (random weights, see networks.py), or a .onnx file. For wasm the opponent
 is still onnxruntime on this machine, unless `--web FOLDER` names a folder in which npm has installed onnxruntime-web.
@@ -84,7 +84,10 @@ def web_step(model: onnx.ModelProto, feeds: dict[str, Any], folder: Path) -> Cal
     return step
 
 
-def whole(name: str, model: onnx.ModelProto, target: str, web: Path | None) -> None:
+def whole(
+    name: str, model: onnx.ModelProto, target: str, web: Path | None, against: onnx.ModelProto | None = None
+) -> None:
+    """`against`: what the opponent runs, if not the same."""
     begin = time.perf_counter()
     bundle = compile(model, target, use_cache=False)
     took = time.perf_counter() - begin
@@ -96,7 +99,7 @@ def whole(name: str, model: onnx.ModelProto, target: str, web: Path | None) -> N
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     want = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
     error = max(float(np.abs(got[k] - v).max() / max(np.ptp(v), 1e-30)) for k, v in want.items())
-    theirs = onnxruntime_step(model, feeds) if web is None else web_step(model, feeds, web)
+    theirs = onnxruntime_step(against or model, feeds) if web is None else web_step(against or model, feeds, web)
     timing = measure(engine.step, theirs, seconds=6)
     engine.close()
     ours, other = np.median(timing.ours), np.median(timing.theirs if timing.theirs is not None else [np.nan])
@@ -175,6 +178,7 @@ def main() -> None:
     parser.add_argument("--target", default="host")
     parser.add_argument("--sparsity", type=float, default=0.0)
     parser.add_argument("--block", default="1x1")
+    parser.add_argument("--int8", action="store_true", help="decoder_step: weights in int8; the opponent's stay float")
     parser.add_argument("--web", type=Path)
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
@@ -190,7 +194,11 @@ def main() -> None:
             print(f"{name}: {sum(row[2] for row in table) / 1e3:.2f} ms")
         else:
             title = f"{name} {arguments.sparsity:.0%} {arguments.block}" if arguments.sparsity else name
-            whole(title, model, arguments.target, arguments.web)
+            against = None
+            if build is not None and arguments.int8:
+                title += " int8"
+                against, model = model, NETWORKS[name](SIZES[name], arguments.sparsity, (rows, columns), int8=True)
+            whole(title, model, arguments.target, arguments.web, against)
 
 
 if __name__ == "__main__":

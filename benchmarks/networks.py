@@ -15,8 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 Array = np.ndarray[Any, Any]
 
 
+TWO_OF_FOUR = (2, 4)  # in place of a block: of four inputs the greater two
+
+
 def thin(weight: Array, sparsity: float, block: tuple[int, int], random: np.random.Generator) -> Array:
     """`weight` [outputs, rest] with this share of its blocks [outputs x rest] zeroed, chosen at random per matrix."""
+    if block == TWO_OF_FOUR:
+        fours = np.abs(weight.reshape(-1, 4))
+        return np.where(fours >= np.sort(fours)[:, 2:3], weight.reshape(-1, 4), 0).reshape(weight.shape)
     if sparsity == 0 or weight.shape[0] % block[0]:
         return weight
     flat = weight.reshape(weight.shape[0], -1)
@@ -28,10 +34,12 @@ def thin(weight: Array, sparsity: float, block: tuple[int, int], random: np.rand
 
 @dataclass
 class Writer:
-    """Collects nodes. `sparsity` and `block` apply to the layers for which `thinned` is asked."""
+    """Collects nodes. `sparsity` and `block` apply to the layers for which `thinned` is asked.
+    `int8`: matrices of `linear` lie behind DequantizeLinear, with a scale per output."""
 
     sparsity: float = 0.0
     block: tuple[int, int] = (1, 1)
+    int8: bool = False
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
@@ -65,9 +73,13 @@ class Writer:
         value = (self.random.standard_normal((cout, cin)) * np.sqrt(1 / fan)).astype(np.float32)
         weight = thin(value, self.sparsity, self.block, self.random)
         bias = (0.1 * self.random.standard_normal(cout)).astype(np.float32)
-        return self.node(
-            "Add", self.node("MatMul", x, self.constant(np.ascontiguousarray(weight.T))), self.constant(bias)
-        )
+        if self.int8:
+            scale = (np.abs(weight).max(1) / 127).astype(np.float32)
+            codes = np.ascontiguousarray(np.round(weight / scale[:, None]).astype(np.int8).T)
+            matrix = self.node("DequantizeLinear", self.constant(codes), self.constant(scale), axis=1)
+        else:
+            matrix = self.constant(np.ascontiguousarray(weight.T))
+        return self.node("Add", self.node("MatMul", x, matrix), self.constant(bias))
 
     def scalar(self, value: float) -> str:
         return self.constant(np.float32(value))
@@ -173,10 +185,12 @@ def encoder(tokens: int = 128, sparsity: float = 0.0, block: tuple[int, int] = (
     return w.model("encoder", (1, tokens, width), x, (1, tokens, width))
 
 
-def decoder_step(width: int = 1024, sparsity: float = 0.0, block: tuple[int, int] = (1, 1)) -> onnx.ModelProto:
+def decoder_step(
+    width: int = 1024, sparsity: float = 0.0, block: tuple[int, int] = (1, 1), int8: bool = False
+) -> onnx.ModelProto:
     """The products of one new token: 4 layers, each 4 width by width and a feed-forward of 4 widths, normalised before.
     Attention over the past is left out: what it costs depends on how long that is, not on the weights."""
-    w, x = Writer(sparsity, block), "x"
+    w, x = Writer(sparsity, block, int8), "x"
     for _ in range(4):
         n = w.norm(x, width)
         q, k, v = (w.linear(n, width, width) for _ in range(3))

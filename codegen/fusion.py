@@ -20,7 +20,7 @@ from onnx import helper
 
 from spa.codegen.layer import Arg, Array, Step
 from spa.codegen.program import Tensor
-from spa.codegen.views import contiguous
+from spa.codegen.views import contiguous, reshaped
 
 MAX_STEPS = 12
 
@@ -114,7 +114,7 @@ def chain(
         pending += [r for r in graph.readers.get(node.output[0], ()) if r not in pending]
         if _closed(graph, grown, anchor, node.output[0]):
             best = grown.chain(node.output[0])
-    return _transposed(graph, best, taken) if transpose else best
+    return _transposed(graph, graph.tensors[first].shape, best, taken) if transpose else best
 
 
 def _closed(graph: Graph, grown: _Growth, anchor: int, last: str) -> bool:
@@ -123,8 +123,8 @@ def _closed(graph: Graph, grown: _Growth, anchor: int, last: str) -> bool:
     return not any(name in graph.outputs or set(graph.readers.get(name, ())) - nodes for name in inner)
 
 
-def _transposed(graph: Graph, found: Chain, taken: frozenset[int] | set[int]) -> Chain:
-    """The chain with the Transpose (and what reshapes its result) that alone reads its output."""
+def _transposed(graph: Graph, shape: tuple[int, ...], found: Chain, taken: frozenset[int] | set[int]) -> Chain:
+    """The chain with the Transpose (and what reshapes its result) that alone reads its output; `shape`: the anchor's."""
     readers = graph.readers.get(found.output, [])
     if len(readers) != 1 or readers[0] in taken or found.output in graph.outputs:
         return found
@@ -134,7 +134,9 @@ def _transposed(graph: Graph, found: Chain, taken: frozenset[int] | set[int]) ->
     if node.op_type != "Transpose" or not perm or perm[-1] != rank - 1 or node.output[0] not in graph.tensors:
         return found
     there = contiguous(graph.tensors[node.output[0]].shape)
-    strides = tuple(there[perm.index(i)] for i in range(rank))
+    strides = reshaped(graph.tensors[found.output].shape, [there[perm.index(i)] for i in range(rank)], shape)
+    if strides is None:
+        return found
     output, nodes = node.output[0], [*found.nodes, readers[0]]
     behind = graph.readers.get(output, [])
     if len(behind) == 1 and behind[0] not in taken and output not in graph.outputs:

@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TypeProto, ValueInfoProto, helper, version_converter
+from onnx import TypeProto, ValueInfoProto, helper, numpy_helper, version_converter
 
 from spa.codegen.program import DTYPES, Tensor
 from spa.errors import ModelError, Unsupported, UsageError
@@ -49,7 +50,7 @@ def prepare(model: onnx.ModelProto, shapes: Shapes, known: frozenset[str]) -> on
     _check_domains(model)
     model = _inline(model, known)
     _check_tensors(model)
-    model = _fold(_modern(model))
+    model = _decoded(_fold(_modern(model)))
     model = _inline(model, known)
     _check_operators(model, known)
     return model
@@ -236,6 +237,31 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
         if not any(n.input and all(not name or name in constants for name in n.input) for n in model.graph.node):
             break
     return _infer(model)
+
+
+def _decoded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Quantised weights as floats, which onnxruntime leaves alone: the kernels pack them as they like."""
+    consts = {t.name: t for t in model.graph.initializer}
+    kept = []
+    for node in model.graph.node:
+        values = [numpy_helper.to_array(consts[n]) for n in node.input if n in consts]
+        blocked = any(a.name == "block_size" and a.i for a in node.attribute)
+        if node.op_type != "DequantizeLinear" or len(values) != len(node.input) or blocked:
+            kept.append(node)
+            continue
+        codes, scale, *zero = values
+        if codes.dtype not in (np.int8, np.uint8) or scale.dtype != np.float32 or scale.ndim > 1:
+            kept.append(node)
+            continue
+        axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
+        along = [-1 if scale.size > 1 and i == axis % codes.ndim else 1 for i in range(codes.ndim)]
+        shift = zero[0].reshape(along).astype(np.int32) if zero else 0
+        value = ((codes.astype(np.int32) - shift) * scale.reshape(along)).astype(np.float32).reshape(codes.shape)
+        model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 def _fold_once(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from spa.codegen.kernels import batched, conv, depthwise, elementwise, gemm, rows, spmm
+from spa.codegen.kernels import batched, conv, depthwise, elementwise, gemm, matvec, rows, spmm
 from spa.codegen.layer import Offer
 
 FAMILIES: tuple[Offer, ...] = (
     spmm.offer,
+    matvec.offer,
     gemm.offer,
     batched.offer,
     depthwise.offer,

@@ -39,6 +39,8 @@ PRODUCTS = {
       ax = Constant<value_ints=[1]>() st = Constant<value_ints=[2]>() s = Slice(b, o, e, ax, st) t = Transpose<perm=[0,2,1]>(s) y = MatMul(a, t)""",
     "shared keys": """float[1,6,5,8] x, float[1,2,7,8] z | u = Constant<value_ints=[2]>() s = Constant<value_ints=[1,2,3,7,8]>()
       f = Constant<value_ints=[1,6,7,8]>() a = Unsqueeze(z, u) b = Expand(a, s) c = Reshape(b, f) t = Transpose<perm=[0,1,3,2]>(c) y = MatMul(x, t)""",
+    "heads split behind the product": """float[3,5,7] x, float[3,7,6] z | a = MatMul(x, z) s = Constant<value_ints=[1,3,5,6]>()
+      b = Reshape(a, s) t = Transpose<perm=[0,2,1,3]>(b) f = Constant<value_ints=[5,18]>() y = Reshape(t, f)""",
     "constant on the left": "float[2,9,20] x <float[6,9] w> | y = MatMul(w, x)",
     "mask and more": """float[2,3,6,8] x, float[2,3,8,10] z, float[2,1,1,10] m, float[6,10] n | a = MatMul(x, z) b = Add(a, m) c = Mul(n, b) y = Tanh(c)""",
 }
