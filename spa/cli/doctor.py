@@ -26,9 +26,9 @@ def doctor(as_json: bool) -> None:
     import platform
 
     from spa._version import __version__
-    from spa.runtime.toolchain import INSTALL, PURPOSE, cache_dir, find, machine_level
+    from spa.runtime.toolchain import INSTALL, PURPOSE, cache_dir, find, install, machine_level
 
-    rows = [{"tool": tool, "found": find(tool), "for": PURPOSE[tool], "install": INSTALL[tool]} for tool in INSTALL]
+    rows = [{"tool": tool, "found": find(tool), "for": PURPOSE[tool], "install": install(tool)} for tool in INSTALL]
     found = packages()
     checks = surroundings(cache_dir())
     machine = {
