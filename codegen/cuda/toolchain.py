@@ -92,16 +92,26 @@ def compile_images(source: str, archs: Sequence[str], directory: Path) -> tuple[
 def _nvcc(source: str, arch: str, directory: Path) -> Image:
     """In `directory`, with relative paths so that no path gets into an artifact."""
     (directory / "kernels.cu").write_text(source)
-    files = {}
-    said = ""
-    for kind, more in (("ptx", []), ("cubin", ["-Xptxas", "-v"])):
-        command = [str(find_nvcc()), f"-{kind}", f"-arch={arch}", *FLAGS, "-w", *more, "kernels.cu", "-o", f"k.{kind}"]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise _refused(arch, done.stderr)
-        said += done.stderr
-        files[kind] = (directory / f"k.{kind}").read_bytes()
-    return Image(arch, files["ptx"], files["cubin"], resources(said))
+    command = [
+        str(find_nvcc()),
+        "-cubin",
+        "-keep",
+        f"-arch={arch}",
+        *FLAGS,
+        "-w",
+        "-Xptxas",
+        "-v",
+        "kernels.cu",
+        "-o",
+        "k.cubin",
+    ]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise _refused(arch, done.stderr)
+    ptx, cubin = (
+        (directory / name).read_bytes() for name in ("kernels.ptx", "k.cubin")
+    )  # kept on the way to the cubin
+    return Image(arch, ptx, cubin, resources(done.stderr))
 
 
 def _refused(arch: str, said: str) -> SpaError:

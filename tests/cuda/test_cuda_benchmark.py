@@ -55,8 +55,8 @@ def test_numerics(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.Mon
         return list({(c.family, c.format): c for c in every(*arguments) if c.format in ("dense", "2:4")}.values())
 
     def few() -> Iterator[Any]:
-        yield benchmark.product(5, 36, 64, "float32", "2:4")
-        yield benchmark.convolution((1, 20, 7, 7), (24, 10, 3, 3), 2, 1, 2, "dense")
+        yield benchmark.product(5, 20, 64, "float32", "2:4")
+        yield benchmark.convolution((1, 5, 7, 7), (5, 1, 3, 3), 2, 1, 5, "dense")
 
     monkeypatch.setattr(benchmark, "kernels_of", one_each)
     monkeypatch.setattr(benchmark, "cases", few)
@@ -66,7 +66,7 @@ def test_numerics(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.Mon
     found = json.loads(out.read_text())
     assert found["card"]["name"] == "stub" and found["card"]["arch"] == "sm_80"
     assert {row["format"] for row in found["numerics"]} >= {"dense", "2:4"}
-    assert {row["family"] for row in found["numerics"]} == {"tensor", "few", "simt"}
+    assert {row["family"] for row in found["numerics"]} == {"tensor", "few", "simt", "depthwise"}
     assert all(row["ok"] for row in found["numerics"])
 
 

@@ -70,7 +70,19 @@ def test_usage(model: Path, tmp_path: Path) -> None:
 def test_prune_for_sparse_tensor_cores(model: Path, tmp_path: Path) -> None:
     """The whole job: thinned to 2:4, compiled; no driver here, which is said."""
     out = tmp_path / "out"
-    asked = ["--sparsity", "2:4", "--ratio", "0", "--no-rearrange", "--target", "cuda", "--cuda-arch", "sm_90", "--precision", "fp16"]
+    asked = [
+        "--sparsity",
+        "2:4",
+        "--ratio",
+        "0",
+        "--no-rearrange",
+        "--target",
+        "cuda",
+        "--cuda-arch",
+        "sm_90",
+        "--precision",
+        "fp16",
+    ]
     done = spa("prune", model, *asked, "-o", out, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
