@@ -92,6 +92,8 @@ def test_keep_spares_groups_and_refuses_unknown_names(digits: Path, tmp_path: Pa
         assert bool(group["removed"]) != group["id"].startswith("stem")
     code, _, message = call("prune", digits, "-n", "--ratio", "0.5", "--keep", "nobody*")
     assert code == 2 and "nobody*" in message
+    code, shown, _ = call("prune", digits, "-o", tmp_path / "same.onnx", "--ratio", "0.5", "--keep", "*", "--json")
+    assert code == 0 and json.loads(shown)["pruned_groups"] == 0  # nothing may go: written as it is
 
 
 def test_a_plan_replays_to_the_same_bytes_and_on_retrained_weights(digits: Path, tmp_path: Path) -> None:

@@ -290,9 +290,10 @@ def cost_of(model: Model, sizes: dict[str, int]) -> dict[str, int]:
 def nonzero(model: Model) -> int:
     import numpy as np
 
+    from spa.cost import is_parameter
     from spa.shapes import constants, tensor_of
 
-    tensors = [t for v in constants(model.ir) if (t := tensor_of(v)) is not None and t.dtype.is_floating_point()]
+    tensors = [t for v in constants(model.ir) if (t := tensor_of(v)) is not None and is_parameter(t)]
     return sum(int(np.count_nonzero(t.numpy())) for t in tensors)
 
 

@@ -41,11 +41,12 @@ def scores(
         what, hint = MISSING[rule.needs]
         raise UsageError(f"the criterion {name} {what}", hint=hint)
     found: dict[str, Score] = {}
-    for view in group_tensors(coupling, known, groups):
+    asked = coupling.groups if groups is None else list(groups)
+    for view in group_tensors(coupling, known, asked):
         rows = rule.score(view)
         if rows:
             found[view.group.id] = checked(scale(together(np.stack(rows))), view.size, name)
-    if coupling.groups and not found:
+    if asked and not found:
         hint = (
             "it reads the scales of BatchNormalization: were they folded into the weights?"
             if name == "bn_scale"
