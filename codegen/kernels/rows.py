@@ -281,6 +281,7 @@ class _Writer:
 
         def vector(i: int) -> Expr:
             if p.per_row:
+                assert self.vectors is not None
                 return splat(self.vectors[i * p.per_row + row % p.per_row], lanes)
             return load(self.vectors, i * p.length + column, lanes)
 
