@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Thinning:
     """How to thin out: a `pattern` for all layers, or those of a plan's `sparsity` (`layers`); `dense`: layers (glob)
-    left alone; `rules`: glob=pattern for some layers, the last that matches. `rearranged`: channels are put in the order in which the patterns lose least; `refit`: weights that stay
-    are moved."""
+    left alone; `rules`: glob=pattern for some layers, the last that matches. `rearranged`: channels are put in the order
+    in which the patterns lose least; `refit`: weights that stay are moved."""
 
     pattern: str | None = None
     layers: dict[str, str] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from spa.codegen import calibration
 from spa.codegen.target import Target
@@ -41,7 +42,8 @@ LEVELS = {"x86-64-v4": AVX512, "x86-64-v3": AVX2}
 def isa_of(target: Target) -> Isa:
     """The row of a target, with what was measured on this machine for its instruction set (`spa bench --calibrate`)."""
     row = shipped_isa(target)
-    return replace(row, **calibration.read(row.name))
+    measured: dict[str, Any] = {**calibration.read(row.name)}
+    return replace(row, **measured)
 
 
 def shipped_isa(target: Target) -> Isa:
