@@ -261,7 +261,9 @@ def plan(
             return JointPlanner(planner, targets, dense, lines).plan(measure, amount)
         return planner.plan(measure, max(0.0, amount - _overhead(model)) if kind == "size" else amount, refine)
     if sparsity is not None:
-        raise UsageError(f"sparsity '{sparsity}' cannot be planned here", hint="'auto', with calib and a budget of cost")
+        raise UsageError(
+            f"sparsity '{sparsity}' cannot be planned here", hint="'auto', with calib and a budget of cost"
+        )
     if refine:
         raise UsageError("refinement needs calibration inputs and a budget of cost", hint="--calib, --macs 0.5")
     scope = ("local" if ratio is not None else "global") if scope == "auto" else scope

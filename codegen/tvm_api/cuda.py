@@ -177,7 +177,9 @@ def _launch(call: Any, where: Mapping[Any, Pointer]) -> Launch:
         x, y, z = (sizes.get(f"{of}Idx.{axis}", 1) for axis in AXES)
         return x, y, z
 
-    return Launch(str(symbol.value), pointers, extents("block"), extents("thread"), sizes.get("tirx.use_dyn_shared_memory", 0))
+    return Launch(
+        str(symbol.value), pointers, extents("block"), extents("thread"), sizes.get("tirx.use_dyn_shared_memory", 0)
+    )
 
 
 def _source(functions: Mapping[str, PrimFunc], arch: str) -> str:

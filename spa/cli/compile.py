@@ -79,7 +79,9 @@ def compile(
         for name, facts in built.manifest["targets"].items()
     }
     if explain_kernels and as_json:
-        rows = {name: {**row, "kernels": built.manifest["targets"][name].get("kernels", [])} for name, row in rows.items()}
+        rows = {
+            name: {**row, "kernels": built.manifest["targets"][name].get("kernels", [])} for name, row in rows.items()
+        }
     elif explain_kernels:
         from spa.cli.explain_kernels import show_kernels
 

@@ -46,7 +46,9 @@ def test_layout_and_digests(bundle: Bundle) -> None:
     assert manifest["inputs"] == [{"name": "x", "dtype": "float32", "shape": [1, 3, 16, 16]}]
     for facts in manifest["targets"].values():
         assert facts["arena_bytes"] > 0 and facts["weight_bytes"] > 0 and facts["code_bytes"] > 0
-        assert all(set(row) == {"layer", "kernel", "family", "format", "tile", "macs", "why"} for row in facts["kernels"])
+        assert all(
+            set(row) == {"layer", "kernel", "family", "format", "tile", "macs", "why"} for row in facts["kernels"]
+        )
     assert manifest["targets"]["arm"]["features"] == ["+neon"]
     assert Bundle.load(bundle.path).targets == tuple(TARGETS)
 
