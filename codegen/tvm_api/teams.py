@@ -104,8 +104,10 @@ def shared(
 
     def share(loop: Any) -> Any:
         """A thread's part of a parallel loop, in which the others are serial."""
-        begin, end = (loop.min + member.bound(loop, task, pointers) for task in (member.task, member.task + 1))
-        first, extent = tirx.Var("first", "int32"), tirx.Var("share", "int32")
+        kind = str(loop.loop_var.ty)
+        bounds = (member.bound(loop, task, pointers) for task in (member.task, member.task + 1))
+        begin, end = (loop.min + (b if kind == "int32" else tirx.Cast(kind, b)) for b in bounds)
+        first, extent = tirx.Var("first", kind), tirx.Var("share", kind)
         part = tirx.For(loop.loop_var, first, extent, tirx.ForKind.SERIAL, serial(loop.body))
         return tirx.SeqStmt([tirx.Bind(first, begin), tirx.Bind(extent, end - first), part])
 
