@@ -173,7 +173,7 @@ def link(name: str, glue: Glue, kernels: bytes, target: Target, directory: Path)
         objects.append("kernels.o")
     exports = [f"{name}_{e}" for e in (*EXPORTS, *([] if target.is_wasm else [THREADS]))]
     if target.is_wasm:
-        return {f"{name}.wasm": _wasm(objects, exports, directory)}
+        return {f"{name}.wasm": _wasm(objects, exports, target, directory)}
     files = {f"lib{name}{target.library}": _shared(name, objects, exports, target, directory)}
     if target.name != "host":  # boards link statically
         files[f"lib{name}.a"] = _archive(name, objects, directory)
@@ -208,11 +208,11 @@ def _archive(name: str, objects: list[str], directory: Path) -> bytes:
     return (directory / f"lib{name}.a").read_bytes()
 
 
-def _wasm(objects: list[str], exports: list[str], directory: Path) -> bytes:
+def _wasm(objects: list[str], exports: list[str], target: Target, directory: Path) -> bytes:
     """A module without imports. The kernels may need more of libm than the compiler's own routines: then WASI's."""
     common = [
         "-O2",
-        "-msimd128",
+        *(f"-m{f.removeprefix('+')}" for f in target.features),
         "-s",
         *objects,
         "-o",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 
 from spa.errors import Unsupported, UsageError
@@ -31,6 +31,7 @@ class Target:
 
 ARM = Target("arm", "aarch64-linux-gnu", "", ("+neon",), "aarch64-linux-gnu.2.17", 4, ".so")
 WASM = Target("wasm", "wasm32-unknown-unknown", "", ("+simd128",), "wasm32-freestanding", 4, ".wasm")
+RELAXED = replace(WASM, features=(*WASM.features, "+relaxed-simd"))  # multiply-add in one instruction
 ENTRY_POINTS = "spa.targets"
 NAMES = ("host", "arm", "wasm", "cuda")
 CUDA_ARCHS = ("sm_80", "sm_90")
@@ -72,7 +73,11 @@ def cuda(archs: str | None = None, precision: str | None = None) -> Target:
 
 
 def resolve(
-    name: str, host_level: str | None = None, cuda_archs: str | None = None, precision: str | None = None
+    name: str,
+    host_level: str | None = None,
+    cuda_archs: str | None = None,
+    precision: str | None = None,
+    relaxed_simd: bool = False,
 ) -> Target:
     """The target of that name. Raises `UsageError` with the names there are, `Unsupported` for a host we have no linker for."""
     if name == "host" and platform.system() not in ("Linux", "Darwin"):
@@ -81,7 +86,7 @@ def resolve(
         return host(host_level)
     if name == "cuda":
         return cuda(cuda_archs, precision)
-    for target in (ARM, WASM):
+    for target in (ARM, RELAXED if relaxed_simd else WASM):
         if target.name == name:
             return target
     points = {p.name: p for p in entry_points(group=ENTRY_POINTS)}

@@ -28,6 +28,7 @@ class Target:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     sha256: Mapping[str, str]
+    features: tuple[str, ...] = ()
 
     def file(self, name: str) -> Path:
         """The path of a file of this target, checked. Raises `ModelError` where it is missing or changed."""
@@ -77,4 +78,5 @@ def target_of(bundle: Path, name: str | None = None) -> Target:
         inputs=tuple(map(Tensor.from_json, manifest["inputs"])),
         outputs=tuple(map(Tensor.from_json, manifest["outputs"])),
         sha256={Path(f).name: digest for f, digest in manifest["files"].items() if f.startswith(facts["path"] + "/")},
+        features=tuple(facts.get("features", ())),
     )

@@ -90,6 +90,14 @@ class Wasmtime:
     def close(self) -> None: ...
 
 
+def flags(node: str, target: Target) -> list[str]:
+    """What Node must be told to run a target: before version 21 it has relaxed SIMD behind a flag."""
+    if "+relaxed-simd" not in target.features:
+        return []
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+    return ["--experimental-wasm-relaxed-simd"] if int(version.lstrip("v").split(".")[0]) < 21 else []
+
+
 class Node:
     """The ES module in a Node process, as a user of the bundle would load it."""
 
@@ -101,7 +109,7 @@ class Node:
         self._folder = tempfile.TemporaryDirectory(prefix="spa-")
         self._errors = (Path(self._folder.name) / "stderr").open("w+")
         self._process = subprocess.Popen(
-            [node, str(script), module.as_uri(), self._folder.name],
+            [node, *flags(node, target), str(script), module.as_uri(), self._folder.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

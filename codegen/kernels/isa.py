@@ -35,6 +35,7 @@ SSE = Isa("sse", 4, 16, 1.0, 0.5, 1.0, 0.6, 8, 32 << 10, 256 << 10)
 NEON = Isa("neon", 4, 32, 0.5, 0.5, 0.5, 0.8, 4, 32 << 10, 256 << 10)
 # an engine's own code for sixteen registers, of which it keeps some; spreading a number is what costs there
 SIMD128 = Isa("simd128", 4, 14, 1.0, 0.5, 3.0, 0.6, 8, 32 << 10, 256 << 10)
+RELAXED_SIMD = replace(SIMD128, name="relaxed-simd", fma=0.5, latency=4)
 
 LEVELS = {"x86-64-v4": AVX512, "x86-64-v3": AVX2}
 
@@ -49,7 +50,7 @@ def isa_of(target: Target) -> Isa:
 def shipped_isa(target: Target) -> Isa:
     """The row of a target: by its architecture, then by its x86-64 level."""
     if target.is_wasm:
-        return SIMD128
+        return RELAXED_SIMD if "+relaxed-simd" in target.features else SIMD128
     if target.triple.startswith(("aarch64", "arm64")):
         return NEON
     return LEVELS.get(target.cpu, SSE)

@@ -32,6 +32,9 @@ from spa.cli.options import cuda_options, parse_shapes
 @click.option(
     "--host-level", metavar="LEVEL", help="x86-64-v2, -v3 or -v4 for the host [default: what this machine has]."
 )
+@click.option(
+    "--relaxed-simd", is_flag=True, help="wasm: fused multiply-adds; engines without relaxed SIMD refuse the module."
+)
 @cuda_options
 @click.option("-n", "--dry-run", is_flag=True, help="Compile and say what comes of it; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -44,6 +47,7 @@ def compile(
     out: Path | None,
     shapes: tuple[str, ...],
     host_level: str | None,
+    relaxed_simd: bool,
     cuda_archs: str | None,
     precision: str | None,
     dry_run: bool,
@@ -67,6 +71,7 @@ def compile(
         use_cache=not no_cache,
         cuda_archs=cuda_archs,
         precision=precision,
+        relaxed_simd=relaxed_simd,
     )
     seconds = round(time.perf_counter() - begin, 3)
     rows = {
