@@ -119,6 +119,9 @@ class Run:
         code = compile("\n" * block.first + block.text, str(self.page), "exec", dont_inherit=True)
         with self.inside(), contextlib.redirect_stdout(printed):
             sys.path.insert(0, str(self.folder))  # as `python` does for a script
+            for file in self.folder.glob("*.py"):  # not what another test imported under that name
+                if str(self.folder) not in str(getattr(sys.modules.get(file.stem), "__file__", "")):
+                    sys.modules.pop(file.stem, None)
             exec(code, self.module.__dict__)
         self.printed = [printed.getvalue()]
 
