@@ -88,7 +88,9 @@ def prune(
     if how:
         result = thinned(model, result, how, feeds, check=check, inputs=inputs, sizes=sizes)
         if feeds and check:
-            facts["judgement"] = judge_thin(model, decided, how, feeds, repair=compensate, sizes=sizes, fold=fold)
+            facts["judgement"] = judge_thin(
+                model, decided, how, feeds, result, repair=compensate, sizes=sizes, fold=fold
+            )
     elif feeds and check:
         judgement = judge_plan(model, decided, feeds, repair=compensate, sizes=sizes, fold=fold)
         facts["judgement"] = judgement.to_json()

@@ -105,8 +105,8 @@ def thinned(
         patterns = {layer["weight"]: layer["pattern"] for layer in facts["layers"]}
         steps = ["rearrange"] * bool(facts.get("rearranged")) + ["sparsify"]
         plan = replace(plan, pipeline=",".join([plan.pipeline, *steps]), sparsity=patterns)
-    orders = {k: found.facts[k] for k in ("orders",) if k in found.facts}
-    return replace(found, plan=plan, facts={**result.facts, "sparsity": facts, **orders})
+    orders = found.facts.get("orders", {})
+    return replace(found, plan=plan, facts={**result.facts, "sparsity": facts, "orders": orders})
 
 
 def judge_thin(
@@ -114,11 +114,11 @@ def judge_thin(
     decided: Plan,
     how: Thinning,
     calib: list[Feeds],
+    like: Result,
     *,
     repair: bool = True,
     sizes: dict[str, int] | None = None,
     fold: bool = True,
-    like: Result | None = None,
 ) -> dict[str, Any]:
     """The JSON's "drift", of a twin that was cut and fitted without the inputs held back (`spa.judging.judge_plan`).
 
@@ -130,5 +130,4 @@ def judge_thin(
     held, first, apart = held_back(calib)
     rest = fitted(calib) if apart else calib
     cut = finish(model, decided, calib=rest if repair else None, check=False, sizes=sizes, fold=fold).model
-    twin = how.of(cut, rest).model if like is None else how.again(cut, rest, like)
-    return judge(model, twin, held, first=first, held=apart).to_json()
+    return judge(model, how.again(cut, rest, like), held, first=first, held=apart).to_json()

@@ -216,7 +216,7 @@ def prune(context: click.Context, /, model: Path, **options: Any) -> None:
         elif calib and not judged:
             stage("judging")
             repaired = not options["no_compensate"]
-            found = judge_thin(network, decided, thin, calib, repair=repaired, sizes=sizes, fold=fold, like=result)
+            found = judge_thin(network, decided, thin, calib, result, repair=repaired, sizes=sizes, fold=fold)
             facts["drift"] = found | facts.get("drift", {})
         told = result.plan or decided
         verified = result.facts["verified"]

@@ -64,19 +64,18 @@ class JointPlanner:
                 f"no pattern is fast on all of {', '.join(targets)}", hint="--sparsity PATTERN, or one target at a time"
             )
         coupling = planner.target
-        patterns = candidates(self.lines)
+        self.patterns = candidates(self.lines)
         rules = overrides([f"{g}=dense" for g in dense])
-        self.chosen, self.spared = select(coupling, layers(coupling), patterns[0], rules)
-        self.curves = curves(coupling, dict.fromkeys(self.chosen, patterns), planner.chooser.feeds)
+        self.chosen, _ = select(coupling, layers(coupling), self.patterns[0], rules)
+        self.curves = curves(coupling, dict.fromkeys(self.chosen, self.patterns), planner.chooser.feeds)
 
     def choices(self, kind: Any) -> list[Choices]:
         """What may become of each layer, and what share of it that leaves of a budget of this kind."""
         found = []
         for layer in self.chosen:
             offered: list[tuple[float, float, Pattern | None]] = []
-            for (other, pattern), curve in self.curves.items():
-                if other is not layer:
-                    continue
+            for pattern in self.patterns:
+                curve = self.curves[layer, pattern]
                 for density, error in zip(curve.densities[1:], curve.errors[1:], strict=True):
                     share = density if kind == "params" else self.lines[form(pattern)].at(density)
                     if share < 1 and error <= LARGEST:
