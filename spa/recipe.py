@@ -100,7 +100,7 @@ KEYS = (
     Key("verify", "inputs", "inputs", "file", "Inputs to verify with (.npz)."),
     Key("", "shapes", "shapes", "shapes", "Shapes of inputs with open sizes.", "--shape"),
 )
-BUDGETS = frozenset(k.option for k in KEYS if k.table == "budget") - {"evaluate", "cost_table"}
+BUDGETS = tuple(k.option for k in KEYS if k.table == "budget" and k.option not in ("evaluate", "cost_table"))
 NOTES = ("versions", "sha256")  # tables that say how a recipe came about; nothing is set by them
 TABLES = tuple(dict.fromkeys(k.table for k in KEYS if k.table))
 PLAIN = ("synthetic", "weights")  # calibration inputs that are no file

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from spa.metric import Metric
     from spa.model import Model
 
-BUDGETS = ("ratio", "macs", "params", "latency", "size", "max_drift", "keep_accuracy")
-
 
 def calibration(network: Model, sizes: dict[str, int], options: dict[str, Any]) -> list[Any] | None:
     if options["calib"] in (None, "weights"):
@@ -32,7 +30,9 @@ def calibration(network: Model, sizes: dict[str, int], options: dict[str, Any]) 
 
 def budget_of(options: dict[str, Any]) -> dict[str, Any]:
     """The one budget, by name; none where none was named."""
-    budget = {k: options[k] for k in BUDGETS if options[k] is not None}
+    from spa.recipe import BUDGETS
+
+    budget = {k: options[k] for k in BUDGETS if k != "apply_plan" and options[k] is not None}
     if len(budget) > 1:
         raise click.UsageError(f"one budget at a time: {', '.join('--' + k.replace('_', '-') for k in budget)}")
     return budget | ({"size": parse_bytes(options["size"])} if "size" in budget else {})

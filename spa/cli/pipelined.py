@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spa.errors import UsageError
+from spa.recipe import BUDGETS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from spa.model import Model
     from spa.pipeline import Pipeline, Result
 
-OTHERS = ("ratio", "macs", "params", "size", "latency", "max_drift", "keep_accuracy", "apply_plan", "sparsity")
+OTHERS = (*BUDGETS, "sparsity")
 
 
 def parsed(options: dict[str, Any]) -> Pipeline | None:

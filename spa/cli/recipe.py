@@ -31,7 +31,7 @@ def read_settings(context: click.Context, _: click.Parameter, path: Path | None)
     options: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
-        if recipe.BUDGETS & layer.options.keys():  # one budget takes the other's place
+        if layer.options.keys() & recipe.BUDGETS:  # one budget takes the other's place
             options = {k: v for k, v in options.items() if k not in recipe.BUDGETS}
         options |= layer.options
         origins |= layer.origins
