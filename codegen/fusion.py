@@ -156,7 +156,7 @@ def _join(graph: Graph, node: onnx.NodeProto, grown: _Growth) -> bool:
             return False
         grown.values[node.output[0]] = grown.values[node.input[0]]
         return True
-    args = _operands(graph, node, grown)
+    args = _operands(graph, node, known, grown)
     if args is None:
         return False
     grown.steps.append(Step(node.op_type, args))
@@ -171,12 +171,9 @@ def _same_rows(old: Tensor, new: Tensor, axis: int) -> bool:
     return old.shape[-1] == new.shape[-1] if axis == -1 else old.shape[:2] == new.shape[:2] and len(new.shape) > 1
 
 
-def _operands(graph: Graph, node: onnx.NodeProto, grown: _Growth) -> tuple[Arg, ...] | None:
+def _operands(graph: Graph, node: onnx.NodeProto, result: Tensor, grown: _Growth) -> tuple[Arg, ...] | None:
     """The operands of a node that joins; None, with nothing added, for one that does not."""
-    if node.op_type not in ATTRIBUTES or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
-        return None
-    result = graph.tensors.get(node.output[0])
-    if result is None or result.dtype != "float32":
+    if node.op_type not in ATTRIBUTES:
         return None
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if attributes.get("approximate", b"none") != b"none" or (node.op_type in BINARY and len(node.input) != 2):

@@ -66,6 +66,13 @@ class Layer:
         """Positions of the inputs that the epilogue reads, in the order it names them first."""
         return tuple(dict.fromkeys(a.index for s in self.epilogue for a in s.args if a.kind == "tensor"))
 
+    def vectors(self, *own: Array | None) -> tuple[Array, ...]:
+        """What a kernel reads behind its packed weights, float32: those of `own` (a bias, factors) that there are, then
+        `channels` one behind the other."""
+        given = [v for v in own if v is not None]
+        given += [np.concatenate(self.channels)] if self.channels else []
+        return tuple(np.ascontiguousarray(v, np.float32) for v in given)
+
 
 @dataclass(frozen=True, eq=False)
 class Kernel:

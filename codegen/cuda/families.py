@@ -146,7 +146,7 @@ def _make_product(layer: Layer, matrix: Matrix, tile: Tile, form: Form, name: st
         tile=f"{tile.name}-{way}",
         why=_why(matrix, us, arch),
         activations=(0, *layer.tensors),
-        weights=(*packed, *_extra(layer, matrix)),
+        weights=(*packed, *layer.vectors(matrix.bias)),
         build=partial(build_product, p),
         key=p,
     )
@@ -185,7 +185,7 @@ def _make_simt(layer: Layer, matrix: Matrix, tile: simt.SimtTile, us: float, arc
         tile=f"{tile.name}-{'rows' if matrix.source.k_last else 'gather'}",
         why=_why(matrix, us, arch),
         activations=(0, *layer.tensors),
-        weights=(*simt.pack_simt(matrix.weight, tile), *_extra(layer, matrix)),
+        weights=(*simt.pack_simt(matrix.weight, tile), *layer.vectors(matrix.bias)),
         build=partial(simt.build_simt, p),
         key=p,
     )
@@ -256,7 +256,7 @@ def _make_few(
         tile=f"warp-{rows}x{s.n}",
         why=_why(matrix, us, arch),
         activations=(0, *layer.tensors),
-        weights=(*packed, *_extra(layer, matrix)),
+        weights=(*packed, *layer.vectors(matrix.bias)),
         build=partial(few.build_few, p),
         key=p,
     )
@@ -278,7 +278,7 @@ def _depthwise(layer: Layer, matrix: Matrix, s: Planes, arch: Arch) -> Candidate
             tile=f"{depthwise.THREADS}",
             why=_why(matrix, us, arch),
             activations=(0, *layer.tensors),
-            weights=(np.ascontiguousarray(matrix.weight, np.float32).reshape(-1), *_extra(layer, matrix)),
+            weights=(np.ascontiguousarray(matrix.weight, np.float32).reshape(-1), *layer.vectors(matrix.bias)),
             build=partial(depthwise.build_depthwise, p),
             key=p,
         )
@@ -289,12 +289,6 @@ def _depthwise(layer: Layer, matrix: Matrix, s: Planes, arch: Arch) -> Candidate
 def _ending(layer: Layer, matrix: Matrix) -> Ending:
     vectors, dtype = len(layer.channels), layer.output.dtype
     return Ending(matrix.bias is not None, layer.epilogue, vectors, sizes_of(layer), dtype)
-
-
-def _extra(layer: Layer, matrix: Matrix) -> list[Array]:
-    """Bias, and the vectors of the epilogue one behind the other."""
-    extra = [] if matrix.bias is None else [np.ascontiguousarray(matrix.bias, np.float32)]
-    return extra + ([np.concatenate(layer.channels).astype(np.float32)] if layer.channels else [])
 
 
 def _why(matrix: Matrix, us: float, arch: Arch) -> str:

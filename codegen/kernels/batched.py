@@ -110,7 +110,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         tile=f"{rows}x{widest * columns.lanes}-{'direct' if p.direct else 'packed'}-{isa.name}",
         why=f"{product(outer)} products [{t}, {k}] x [{k}, {n}], read in place",
         activations=(0, 1, *layer.tensors),
-        weights=(np.concatenate(layer.channels).astype(np.float32),) if layer.channels else (),
+        weights=layer.vectors(),
         build=partial(build_batched, p),
         key=p,
         viewed=True,

@@ -78,15 +78,13 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         tensors=len(layer.tensors),
     )
     packed = pack_sparse(p, flat_weight) if best is sparse else (pack_dense(p, flat_weight),)
-    extra = [layer.consts[2]] if p.bias else []
-    extra += [np.concatenate(layer.channels)] if layer.channels else []
     return Kernel(
         family="conv",
         format="dense" if best is dense else "csr" if p.rows == 1 else f"block{p.rows}x1",
         tile=f"{p.rows}x{best.columns * p.columns.lanes}-{way}-{isa.name}",
         why=why,
         activations=(0, *layer.tensors),
-        weights=(*packed, *(np.ascontiguousarray(e, np.float32) for e in extra)),
+        weights=(*packed, *layer.vectors(layer.consts.get(2))),
         build=partial(build_product, p),
         key=p,
     )

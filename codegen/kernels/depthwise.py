@@ -89,16 +89,14 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         tensors=len(layer.tensors),
     )
     order = [r * w.kernel[1] + s for group in p.taps for r, s in group.order]
-    packed = [weight.reshape(weight.shape[0], -1)[:, order].reshape(-1)]
-    packed += [layer.consts[2]] if p.bias else []
-    packed += [np.concatenate(layer.channels)] if layer.channels else []
+    packed = weight.reshape(weight.shape[0], -1)[:, order].reshape(-1)
     return Kernel(
         family="depthwise",
         format="dense",
         tile=f"{rows}x{widest * p.columns.lanes}-{isa.name}",
         why="one input channel per output",
         activations=(0, *layer.tensors),
-        weights=tuple(np.ascontiguousarray(v, np.float32) for v in packed),
+        weights=(np.ascontiguousarray(packed, np.float32), *layer.vectors(layer.consts.get(2))),
         build=partial(build_depthwise, p),
         key=p,
     )

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from spa.codegen.kernels.epilogue import OPS, Spot, evaluate, sizes_of
 from spa.codegen.kernels.isa import isa_of
 from spa.codegen.kernels.parallel import MANY, WORTH, parallel
@@ -72,7 +70,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         tile=f"1x{p.lanes}-{isa.name}",
         why=" ".join(step.op for step in layer.epilogue),
         activations=layer.tensors,
-        weights=(np.concatenate(layer.channels).astype(np.float32),) if layer.channels else (),
+        weights=layer.vectors(),
         build=partial(build_elementwise, p),
         key=p,
     )

@@ -67,15 +67,13 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     columns = columns_of(isa, m, widest)
     p = Gemm(t, k, rows, columns, bias is not None, layer.epilogue, len(layer.channels), sizes_of(layer))
     packed = np.concatenate([weight[:, _features(columns, tile)].reshape(-1) for tile in columns.tiles()])
-    extra = [] if bias is None else [bias]
-    extra += [np.concatenate(layer.channels)] if layer.channels else []
     return Kernel(
         family="gemm",
         format="dense",
         tile=f"{rows}x{widest * columns.lanes}-{isa.name}",
         why=f"{t} rows, features in lanes",
         activations=(0, *layer.tensors),
-        weights=tuple(np.ascontiguousarray(v, np.float32) for v in (packed, *extra)),
+        weights=(np.ascontiguousarray(packed, np.float32), *layer.vectors(bias)),
         build=partial(build_gemm, p),
         key=p,
     )

@@ -81,8 +81,6 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     if quantised is None:
         return None
     packed = (*pack_two_of_four(quantised[0], width, isa.lanes), quantised[1])
-    extra = [] if bias is None else [bias]
-    extra += [np.concatenate(layer.channels)] if layer.channels else []
     p = Matvec(
         k=k,
         m=m,
@@ -99,7 +97,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         tile=f"1x{width * isa.lanes}-{isa.name}",
         why=f"one row: {sum(w.nbytes for w in packed) / matrix.size:.2f} bytes per weight",
         activations=(0, *layer.tensors),
-        weights=(*(np.ascontiguousarray(w) for w in packed), *(np.ascontiguousarray(e, np.float32) for e in extra)),
+        weights=(*(np.ascontiguousarray(w) for w in packed), *layer.vectors(bias)),
         build=partial(build_matvec, p),
         key=p,
     )

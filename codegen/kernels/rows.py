@@ -96,14 +96,13 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         vectors=len(layer.channels),
         tensors=sizes_of(layer),
     )
-    packed = [w for w in weights if w is not None] + ([np.concatenate(layer.channels)] if layer.channels else [])
     return Kernel(
         family="rows",
         format="dense",
         tile=f"{min(rows, TOGETHER)}x{isa.lanes}-{isa.name}",
         why=f"{kind} of rows of {length}",
         activations=(0, *layer.tensors),
-        weights=tuple(np.ascontiguousarray(w, np.float32) for w in packed),
+        weights=layer.vectors(*weights),
         build=partial(build_rows, p),
         key=p,
     )

@@ -106,8 +106,6 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         vectors=len(layer.channels),
         tensors=sizes_of(layer),
     )
-    extra = [] if bias is None else [bias]
-    extra += [np.concatenate(layer.channels)] if layer.channels else []
     density = np.count_nonzero(weight) / weight.size
     return Kernel(
         family="spmm",
@@ -115,7 +113,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         tile=f"{rows}x{widest * p.columns.lanes}-{isa.name}",
         why=f"density {density:.2f}: dense {dense:.3g} cycles, sparse {rows}x1 {cycles:.3g}",
         activations=(0, *layer.tensors),
-        weights=(*pack(p, weight), *(np.ascontiguousarray(e, np.float32) for e in extra)),
+        weights=(*pack(p, weight), *layer.vectors(bias)),
         build=partial(build_sparse, p),
         key=p,
     )
