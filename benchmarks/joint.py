@@ -18,14 +18,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from kernels import feeds_of, opened
 
 import spa
-from spa.codegen.bundle import compile as compile_bundle
+from spa.codegen.bundle import compile
 from spa.cost import inspect
 from spa.runtime.bench import measure
-from spa.runtime.load import target_of
-from spa.runtime.run import open_engine
 
 NETWORKS = (
     "resnet20_cifar10_jpegft",
@@ -39,11 +37,9 @@ def faster(dense: spa.Model, other: spa.Model, target: str) -> float:
     """Median over pairs of dense time over the other's, the two in turn, one thread."""
     engines = []
     for model in (dense, other):
-        bundle = compile_bundle(model, target)
-        random = np.random.default_rng(0)
-        feeds = {t["name"]: random.standard_normal(t["shape"]).astype(np.float32) for t in bundle.manifest["inputs"]}
-        engines.append(open_engine(target_of(bundle.path, target), "node" if target == "wasm" else None))
-        engines[-1].run(feeds)
+        bundle = compile(model, target)
+        engines.append(opened(bundle, target))
+        engines[-1].run(feeds_of(bundle))
     found = measure(engines[1].step, engines[0].step, seconds=5).ratio
     for engine in engines:
         engine.close()

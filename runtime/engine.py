@@ -7,12 +7,14 @@ parts before it left, and gives its seconds.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from spa.errors import SpaError
+from spa.runtime.load import Target
 from spa.runtime.tensor import Array, Tensor
 
 ALIGNMENT = 64  # bytes: of an instance's memory
@@ -24,6 +26,32 @@ class Engine(Protocol):
     def parts(self) -> int: ...
     def part(self, index: int) -> float: ...
     def close(self) -> None: ...
+
+
+class InProcess:
+    """An engine whose functions are called here: `_run` and `_run_step`, with `_arguments` in front."""
+
+    target: Target
+    _run: Any
+    _run_step: Any
+    _arguments: tuple[Any, ...]
+    _parts: int
+
+    def step(self) -> float:
+        return self._timed(self._run)
+
+    def parts(self) -> int:
+        return self._parts
+
+    def part(self, index: int) -> float:
+        return self._timed(self._run_step, index)
+
+    def _timed(self, function: Any, *more: int) -> float:
+        begin = time.perf_counter()
+        code = function(*self._arguments, *more)
+        seconds = time.perf_counter() - begin
+        fail(code, self.target.prefix)
+        return seconds
 
 
 def fail(code: int, prefix: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spa.errors import SpaError, Unsupported, UsageError
-from spa.runtime.engine import ALIGNMENT, fail, split
+from spa.runtime.engine import ALIGNMENT, InProcess, fail, split
 from spa.runtime.load import Target
 from spa.runtime.tensor import Array, Tensor, ordered
 from spa.runtime.toolchain import need
@@ -27,7 +26,7 @@ def _table(arrays: Sequence[Array]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * max(len(arrays), 1))(*(a.ctypes.data for a in arrays))
 
 
-class Native:
+class Native(InProcess):
     """The shared library in this process, through ctypes."""
 
     def __init__(self, target: Target, threads: int = 1) -> None:
@@ -47,7 +46,7 @@ class Native:
             raise UsageError(f"{threads} threads cannot be had", hint="fewer --threads")
         self._inputs: list[Array] = [np.zeros(t.shape, t.dtype) for t in target.inputs]
         self._outputs = _empty(target.outputs)
-        self._tables = _table(self._inputs), _table(self._outputs)
+        self._arguments = (self._instance, _table(self._inputs), _table(self._outputs))
 
     def _function(self, library: ctypes.CDLL, name: str, arguments: list[Any], result: Any) -> Any:
         function = getattr(library, f"{self.target.prefix}_{name}")
@@ -59,22 +58,6 @@ class Native:
             place[...] = array
         self.step()
         return {t.name: a.copy() for t, a in zip(self.target.outputs, self._outputs, strict=True)}
-
-    def step(self) -> float:
-        return self._timed(self._run)
-
-    def parts(self) -> int:
-        return self._parts
-
-    def part(self, index: int) -> float:
-        return self._timed(self._run_step, index)
-
-    def _timed(self, function: Any, *more: int) -> float:
-        begin = time.perf_counter()
-        code = function(self._instance, *self._tables, *more)
-        seconds = time.perf_counter() - begin
-        fail(code, self.target.prefix)
-        return seconds
 
     def close(self) -> None:
         """End the threads; without this they wait until the process ends."""

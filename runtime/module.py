@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -13,13 +10,14 @@ from typing import Any, Self
 import numpy as np
 
 from spa.errors import MissingTool, SpaError
-from spa.runtime.engine import ALIGNMENT, fail, split
+from spa.runtime.child import Child
+from spa.runtime.engine import ALIGNMENT, InProcess, fail, split
 from spa.runtime.load import Target
 from spa.runtime.tensor import Array, ordered
 from spa.runtime.toolchain import need
 
 
-class Wasmtime:
+class Wasmtime(InProcess):
     """The module in wasmtime, in this process."""
 
     def __init__(self, target: Target) -> None:
@@ -60,7 +58,7 @@ class Wasmtime:
         instance = int.from_bytes(self._memory.read(self._store, slot, slot + 4), "little")
         self._run, self._run_step = exports[f"{target.prefix}_run"], exports[f"{target.prefix}_run_step"]
         self._parts = int(exports[f"{target.prefix}_steps"](self._store))
-        self._arguments = (instance, *tables)
+        self._arguments = (self._store, instance, *tables)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         for at, array in zip(self._input_at, ordered(feeds, self.target.inputs), strict=True):
@@ -70,22 +68,6 @@ class Wasmtime:
         return split(
             b"".join(bytes(self._memory.read(self._store, at, at + t.nbytes)) for t, at in places), self.target.outputs
         )
-
-    def step(self) -> float:
-        return self._timed(self._run)
-
-    def parts(self) -> int:
-        return self._parts
-
-    def part(self, index: int) -> float:
-        return self._timed(self._run_step, index)
-
-    def _timed(self, function: Any, *more: int) -> float:
-        begin = time.perf_counter()
-        code = function(self._store, *self._arguments, *more)
-        seconds = time.perf_counter() - begin
-        fail(code, self.target.prefix)
-        return seconds
 
     def close(self) -> None: ...
 
@@ -98,7 +80,7 @@ def flags(node: str, target: Target) -> list[str]:
     return ["--experimental-wasm-relaxed-simd"] if int(version.lstrip("v").split(".")[0]) < 21 else []
 
 
-class Node:
+class Node(Child):
     """The ES module in a Node process, as a user of the bundle would load it."""
 
     def __init__(self, target: Target) -> None:
@@ -106,54 +88,25 @@ class Node:
         target.file(target.library)
         module = target.file(f"{target.prefix}.mjs").resolve()
         script = Path(__file__).parent / "wasm" / "node.mjs"
-        self._folder = tempfile.TemporaryDirectory(prefix="spa-")
-        self._errors = (Path(self._folder.name) / "stderr").open("w+")
-        self._process = subprocess.Popen(
-            [node, *flags(node, target), str(script), module.as_uri(), self._folder.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        super().__init__()
+        self.start([node, *flags(node, target), str(script), module.as_uri(), str(self.folder)])
 
-    def _ask(self, command: str) -> dict[str, Any]:
-        assert self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write(command + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self._process.wait()
-            self._errors.seek(0)
-            raise SpaError(f"{self.target.prefix} failed in Node: {self._errors.read().strip()[-300:]}", "runtime")
-        result: dict[str, Any] = json.loads(answer)
-        return result
+    def failed(self, said: str) -> SpaError:
+        return SpaError(f"{self.target.prefix} failed in Node: {said.strip()[-300:]}", "runtime")
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        folder = Path(self._folder.name)
-        (folder / "inputs").write_bytes(b"".join(a.tobytes() for a in ordered(feeds, self.target.inputs)))
-        self._ask("run")
-        return split((folder / "outputs").read_bytes(), self.target.outputs)
+        (self.folder / "inputs").write_bytes(b"".join(a.tobytes() for a in ordered(feeds, self.target.inputs)))
+        self.ask("run")
+        return split((self.folder / "outputs").read_bytes(), self.target.outputs)
 
     def step(self) -> float:
-        return float(self._ask("step")["ms"]) / 1e3
+        return float(self.ask("step")["ms"]) / 1e3
 
     def parts(self) -> int:
-        return int(self._ask("parts")["parts"])
+        return int(self.ask("parts")["parts"])
 
     def part(self, index: int) -> float:
-        return float(self._ask(f"part {index}")["ms"]) / 1e3
-
-    def close(self) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
-        self._errors.close()
-        self._folder.cleanup()
+        return float(self.ask(f"part {index}")["ms"]) / 1e3
 
     def __enter__(self) -> Self:
         return self

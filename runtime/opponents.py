@@ -13,11 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from spa.errors import MissingTool, SpaError
+from spa.runtime.child import Child
 from spa.runtime.tensor import Array
 from spa.runtime.toolchain import cache_dir, need
 
@@ -75,52 +75,23 @@ def web_dist() -> Path:
     return dist
 
 
-class Web:
+class Web(Child):
     """onnxruntime-web in a Node process: WebAssembly with SIMD, so many threads."""
 
     def __init__(self, model: Path, feeds: Mapping[str, Array], threads: int = 1) -> None:
         node, dist = need("node"), web_dist()
-        self._folder = tempfile.TemporaryDirectory(prefix="spa-")
-        work = Path(self._folder.name)
+        super().__init__()
         rows = [{"name": k, "dtype": str(v.dtype), "shape": list(v.shape), "bytes": v.nbytes} for k, v in feeds.items()]
-        (work / "feeds.json").write_text(json.dumps(rows))
-        (work / "feeds").write_bytes(b"".join(np.ascontiguousarray(v).tobytes() for v in feeds.values()))
-        self._errors = (work / "stderr").open("w+")
+        (self.folder / "feeds.json").write_text(json.dumps(rows))
+        (self.folder / "feeds").write_bytes(b"".join(np.ascontiguousarray(v).tobytes() for v in feeds.values()))
         package = (dist.resolve() / MODULE).as_uri()
-        self._process = subprocess.Popen(
-            [node, str(SCRIPT), package, str(model), str(work), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-        self._ask()  # the session is made: a network it cannot run says so here
+        self.start([node, str(SCRIPT), package, str(model), str(self.folder), str(threads)])
+        self.ask()  # the session is made: a network it cannot run says so here
 
-    def _ask(self) -> dict[str, Any]:
-        assert self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self._process.wait()
-            self._errors.seek(0)
-            said = [line for line in self._errors.read().splitlines() if "Error" in line or "error" in line]
-            self.close()
-            raise SpaError(f"onnxruntime-web failed: {' '.join(said)[:300]}", "in Node", "another --against")
-        found: dict[str, Any] = json.loads(answer)
-        return found
+    def failed(self, said: str) -> SpaError:
+        self.close()
+        lines = [line for line in said.splitlines() if "Error" in line or "error" in line]
+        return SpaError(f"onnxruntime-web failed: {' '.join(lines)[:300]}", "in Node", "another --against")
 
     def step(self) -> float:
-        return float(self._ask()["ms"]) / 1e3
-
-    def close(self) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
-        self._errors.close()
-        self._folder.cleanup()
+        return float(self.ask()["ms"]) / 1e3
