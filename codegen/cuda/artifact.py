@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from spa.codegen import dispatch, link, tvm_api
 from spa.codegen.converters import CONVERTERS
 from spa.codegen.cuda import families, launcher, toolchain
 from spa.codegen.cuda.launch_table import SCHEMA, Table, build_table, check_against
+from spa.codegen.cuda.occupancy import occupancy
 from spa.codegen.layer import Kernel, Layer
 from spa.codegen.plan_memory import Layout, plan_memory
 from spa.codegen.prepare import interface
@@ -120,13 +122,27 @@ def launch_file(name: str, gpu: Gpu, images: Sequence[toolchain.Image]) -> bytes
                 "arch": image.arch,
                 "cubin": f"{name}.{image.arch}.cubin",
                 "ptx": f"{name}.{image.arch}.ptx",
-                "resources": {symbol: asdict(r) for symbol, r in sorted(image.resources.items())},
+                "resources": resources(image, gpu.table),
             }
             for image in images
         ],
         **gpu.table.to_json(),
     }
     return (json.dumps(document, indent=1) + "\n").encode()
+
+
+def resources(image: toolchain.Image, table: Table) -> dict[str, dict[str, Any]]:
+    """By symbol what ptxas says, and how many blocks that leaves a multiprocessor."""
+    launches = {entry.launch.symbol: entry.launch for entry in table.entries}
+    found: dict[str, dict[str, Any]] = {}
+    for symbol, used in sorted(image.resources.items()):
+        launch = launches.get(symbol)
+        found[symbol] = asdict(used)
+        if launch is not None:
+            threads, shared = math.prod(launch.block), launch.shared + used.shared
+            fits = occupancy(image.arch, threads, used.registers, shared)
+            found[symbol] |= {"occupancy": None if fits is None else asdict(fits)}
+    return found
 
 
 def weights_blob(gpu: Gpu) -> bytes:

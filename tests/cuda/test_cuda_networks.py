@@ -111,6 +111,11 @@ def test_what_the_manifest_says(tmp_path: Path) -> None:
         name for name, _ in toolchain.entries((folder / "mixed.cu").read_text())
     }
     assert all(e["call"] < len(facts["kernels"]) for e in table["launches"])
+    for image in table["images"]:
+        for symbol in {e["symbol"] for e in table["launches"]}:
+            used = image["resources"][symbol]
+            assert used["registers"] > 0 and used["stack"] == 0
+            assert used["occupancy"]["blocks"] >= 1 and 0 < used["occupancy"]["share"] <= 1
     again = compiled(zoo.network(MIXED), tmp_path / "again", "mixed")
     assert again.manifest["files"] == bundle.manifest["files"]
 
