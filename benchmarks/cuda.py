@@ -34,7 +34,7 @@ import numpy as np
 from spa.codegen.bundle import compile
 from spa.codegen.cuda import toolchain
 from spa.codegen.cuda.cost import arch_of
-from spa.codegen.cuda.families import Candidate, candidates
+from spa.codegen.cuda.families import OPERANDS, Candidate, candidates
 from spa.codegen.cuda.layers import matrix_of
 from spa.codegen.layer import Kernel, Layer
 from spa.codegen.program import Tensor
@@ -171,10 +171,10 @@ class OnCard:
         self.driver.unload(self.module)
 
 
-def kernels_of(layer: Layer, arch: str, half: bool) -> list[Candidate]:
+def kernels_of(layer: Layer, arch: str, precision: str) -> list[Candidate]:
     matrix = matrix_of(layer)
     assert matrix is not None
-    return list(candidates(layer, matrix, arch_of(arch), half))
+    return list(candidates(layer, matrix, arch_of(arch), OPERANDS[precision]))
 
 
 # Parts -----------------------------------------------------------------------------------------------------------
@@ -196,15 +196,15 @@ def cases() -> Iterator[Layer]:
 
 
 def numerics(driver: Driver, arch: str, layers: Iterator[Layer] | None = None) -> list[dict[str, Any]]:
-    """Every candidate for every case, twice: in fp16 and in fp32."""
+    """Every candidate for every case, in each precision."""
     rows = []
     for layer in layers or cases():
         tensor = layer.inputs[0]
         assert tensor is not None
         x = exact(np.random.default_rng(2), tensor.shape).astype(tensor.dtype)
         right = expected(layer, x)
-        for half in (True, False):
-            for candidate in kernels_of(layer, arch, half):
+        for precision in OPERANDS if tensor.dtype == "float32" else ("fp16",):
+            for candidate in kernels_of(layer, arch, precision):
                 on_card = OnCard(driver, layer, candidate.make(), arch, x)
                 got = on_card.result().astype(np.float64).reshape(right.shape)
                 on_card.close()
@@ -212,6 +212,7 @@ def numerics(driver: Driver, arch: str, layers: Iterator[Layer] | None = None) -
                 row = {
                     "layer": layer.name,
                     "dtype": tensor.dtype,
+                    "precision": precision,
                     "family": candidate.family,
                     "format": candidate.format,
                 }
@@ -242,7 +243,7 @@ def timings(driver: Driver, arch: str) -> list[dict[str, Any]]:
         x = exact(np.random.default_rng(3), (size, size)).astype(np.float16)
         for pattern in ("dense", "2:4"):
             layer = product(size, size, size, "float16", pattern)
-            for candidate in kernels_of(layer, arch, True):
+            for candidate in kernels_of(layer, arch, "fp16"):
                 if candidate.format == pattern:
                     on_card = OnCard(driver, layer, candidate.make(), arch, x)
                     us = on_card.microseconds()

@@ -58,7 +58,7 @@ KEYS = (
     Key("", "model", "model", "file", "The network to prune."),
     Key("", "targets", "targets", "texts", "What to compile for: host, arm, wasm, cuda.", "--target"),
     Key("", "cuda_arch", "cuda_archs", "text", "Architectures of GPUs for the target cuda.", "--cuda-arch"),
-    Key("", "precision", "precision", "text", "Operands of cuda's products: fp16 or fp32.", "--precision"),
+    Key("", "precision", "precision", "text", "Operands of cuda's products: fp16, bf16 or fp32.", "--precision"),
     Key("", "seed", "seed", "integer", "For drawn inputs."),
     Key("budget", "ratio", "ratio", "number", "Remove this share of the channels of every prunable group."),
     Key("budget", "macs", "macs", "number", "Keep at most this share of the multiply-accumulates."),

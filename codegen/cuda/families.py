@@ -17,12 +17,15 @@ from spa.codegen.cuda.layers import Matrix, matrix_of
 from spa.codegen.cuda.product import Form, Product, build_product
 from spa.codegen.cuda.sources import Planes, Rows
 from spa.codegen.cuda.tile import Tile
+from spa.codegen.cuda.words import BFLOAT, HALF, NARROW
 from spa.codegen.cuda.writer import Ending
 from spa.codegen.kernels.epilogue import sizes_of, splits
-from spa.codegen.kernels.vector import covering, product
+from spa.codegen.kernels.vector import FLOAT, covering, product
 from spa.codegen.layer import Array, Kernel, Layer
 from spa.codegen.target import Target
 
+OPERANDS = {"fp16": HALF, "bf16": BFLOAT, "fp32": FLOAT}  # of products, by --precision
+SHORT = {dtype: precision for precision, dtype in OPERANDS.items()}
 HALF_BYTES, FLOAT_BYTES, WORD_BYTES = 2, 4, 4
 MIN_TENSOR = 16  # outputs and inputs below which tensor cores would multiply little but padding
 GATHER = 1.3  # what a product with few columns pays for reading X at stored positions
@@ -45,8 +48,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     if matrix is None or layer.strides or not _reaches(layer, matrix):
         return None
     arch = arch_of(target.cpu)
-    half = "fp16" in target.features
-    found = [*candidates(layer, matrix, arch, half)]
+    found = [*candidates(layer, matrix, arch, OPERANDS[target.features[0]])]
     dense = [c for c in found if c.format == "dense"]
     if not dense:
         return None
@@ -57,15 +59,17 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     return best.make()
 
 
-def candidates(layer: Layer, matrix: Matrix, arch: Arch, half: bool) -> Iterator[Candidate]:
+def candidates(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterator[Candidate]:
+    """All kernels that could compute a layer with operands rounded to this type; activations that are narrow stay as they are."""
     s = matrix.source
+    operand = s.dtype if s.dtype in NARROW else operand
     if isinstance(s, Planes) and s.channels == 1 and s.groups > 1:
         yield _depthwise(layer, matrix, s, arch)
         return
     if isinstance(s, Rows) and s.n <= few.MOST_COLUMNS:
-        yield from _few(layer, matrix, s, arch, half)
-    if (half or s.dtype == "float16") and min(matrix.m, s.k) >= MIN_TENSOR:
-        yield from _tensor(layer, matrix, arch)
+        yield from _few(layer, matrix, s, arch, operand)
+    if operand in NARROW and min(matrix.m, s.k) >= MIN_TENSOR:
+        yield from _tensor(layer, matrix, arch, operand)
         return
     if s.dtype == "float32":
         yield from _simt(layer, matrix, arch)
@@ -80,19 +84,19 @@ def _reaches(layer: Layer, matrix: Matrix) -> bool:
 # Tensor cores ----------------------------------------------------------------------------------------------------
 
 
-def _tensor(layer: Layer, matrix: Matrix, arch: Arch) -> Iterator[Candidate]:
+def _tensor(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterator[Candidate]:
     w = matrix.weight
     for tile in table.DENSE:
-        yield _product(layer, matrix, arch, tile, "dense", covering(matrix.source.k, tile.k))
+        yield _product(layer, matrix, arch, operand, tile, "dense", covering(matrix.source.k, tile.k))
     density = np.count_nonzero(w) / max(w.size, 1)
     if density <= 0.5 and pack.is_two_of_four(w):
         for tile in table.TWO_OF_FOUR:
-            yield _product(layer, matrix, arch, tile, "2:4", covering(matrix.source.k, tile.k))
+            yield _product(layer, matrix, arch, operand, tile, "2:4", covering(matrix.source.k, tile.k))
     if density <= 0.6 and matrix.groups == 1:
         for tile in table.BLOCKS:
             alive = _blocks(w[0], tile.m)
             if alive.mean() <= 0.6:  # the longest row of blocks decides when its tile is done
-                yield _product(layer, matrix, arch, tile, "bsr", float(alive.sum(1).max(initial=1)))
+                yield _product(layer, matrix, arch, operand, tile, "bsr", float(alive.sum(1).max(initial=1)))
 
 
 def _blocks(w: Array, size: int) -> Array:
@@ -101,11 +105,11 @@ def _blocks(w: Array, size: int) -> Array:
     return np.asarray(padded.reshape(padded.shape[0] // size, size, -1, size).any((1, 3)))
 
 
-def _product(layer: Layer, matrix: Matrix, arch: Arch, tile: Tile, form: Form, steps: float) -> Candidate:
+def _product(layer: Layer, matrix: Matrix, arch: Arch, operand: str, tile: Tile, form: Form, steps: float) -> Candidate:
     s = matrix.source
     blocks = matrix.groups * covering(matrix.m, tile.m) * covering(s.n, tile.n)
     stored = {"dense": 1.0, "2:4": 0.5 + 1 / 16, "bsr": steps * tile.k / s.k}[form]
-    item = HALF_BYTES if s.dtype == "float16" else FLOAT_BYTES
+    item = np.dtype(s.dtype).itemsize
     width = tile.k // 2 if form == "2:4" else tile.k
     work = Work(
         blocks=blocks,
@@ -118,17 +122,21 @@ def _product(layer: Layer, matrix: Matrix, arch: Arch, tile: Tile, form: Form, s
     )
     name = f"block{tile.m}x{tile.m}" if form == "bsr" else form
     us = microseconds(arch, work)
-    return Candidate("tensor", name, tile.name, us, partial(_make_product, layer, matrix, tile, form, name, us, arch))
+    return Candidate(
+        "tensor", name, tile.name, us, partial(_make_product, layer, matrix, operand, tile, form, name, us, arch)
+    )
 
 
-def _make_product(layer: Layer, matrix: Matrix, tile: Tile, form: Form, name: str, us: float, arch: Arch) -> Kernel:
+def _make_product(
+    layer: Layer, matrix: Matrix, operand: str, tile: Tile, form: Form, name: str, us: float, arch: Arch
+) -> Kernel:
     w = matrix.weight
     packed = (
-        pack.pack_two_of_four(w, tile)
+        pack.pack_two_of_four(w, tile, operand)
         if form == "2:4"
-        else pack.pack_blocks(w, tile.m)
+        else pack.pack_blocks(w, tile.m, operand)
         if form == "bsr"
-        else pack.pack_dense(w, tile)
+        else pack.pack_dense(w, tile, operand)
     )
     p = Product(
         m=matrix.m,
@@ -138,12 +146,13 @@ def _make_product(layer: Layer, matrix: Matrix, tile: Tile, form: Form, name: st
         form=form,
         ending=_ending(layer, matrix),
         blocks=len(packed[-1]) if form == "bsr" else 0,
+        operand=operand,
     )
     way = "rows" if matrix.source.k_last else "gather"
     return Kernel(
         family="tensor",
         format=name,
-        tile=f"{tile.name}-{way}",
+        tile=f"{tile.name}-{way}-{SHORT[operand]}",
         why=_why(matrix, us, arch),
         activations=(0, *layer.tensors),
         weights=(*packed, *layer.vectors(matrix.bias)),
@@ -191,15 +200,14 @@ def _make_simt(layer: Layer, matrix: Matrix, tile: simt.SimtTile, us: float, arc
     )
 
 
-def _few(layer: Layer, matrix: Matrix, s: Rows, arch: Arch, half: bool) -> Iterator[Candidate]:
+def _few(layer: Layer, matrix: Matrix, s: Rows, arch: Arch, operand: str) -> Iterator[Candidate]:
     w = matrix.weight[0]
-    dtype = "float16" if half or s.dtype == "float16" else "float32"
-    item = np.dtype(dtype).itemsize
+    item = FLOAT_BYTES if operand == FLOAT else HALF_BYTES
     kept = np.count_nonzero(w)
 
     def candidate(name: str, size: float, form: str, rows: int, pattern: tuple[int, int]) -> Candidate:
         us = transfer_us(arch, size)
-        make = partial(_make_few, layer, matrix, s, dtype, name, us, arch, form, rows, pattern)
+        make = partial(_make_few, layer, matrix, s, operand, name, us, arch, form, rows, pattern)
         return Candidate("few", name, "warp", us, make)
 
     yield candidate("dense", w.size * item, "dense", 1, (0, 0))
@@ -253,7 +261,7 @@ def _make_few(
     return Kernel(
         family="few",
         format=name,
-        tile=f"warp-{rows}x{s.n}",
+        tile=f"warp-{rows}x{s.n}-{SHORT[dtype]}",
         why=_why(matrix, us, arch),
         activations=(0, *layer.tensors),
         weights=(*packed, *layer.vectors(matrix.bias)),
@@ -263,7 +271,7 @@ def _make_few(
 
 
 def _depthwise(layer: Layer, matrix: Matrix, s: Planes, arch: Arch) -> Candidate:
-    item = HALF_BYTES if s.dtype == "float16" else FLOAT_BYTES
+    item = np.dtype(s.dtype).itemsize
     us = transfer_us(arch, (s.size + product(layer.output.shape)) * item)
 
     def make() -> Kernel:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from spa.codegen.cuda.pack import stored
 from spa.codegen.cuda.sources import Rows
 from spa.codegen.cuda.words import WARP, axis, both, local, named, only, shuffled, unrolled
 from spa.codegen.cuda.writer import Ending, Writer
@@ -49,20 +50,20 @@ class Few:
 
 def pack_few_dense(w: Array, dtype: str) -> tuple[Array, ...]:
     """W [m, k], k padded to a multiple of what a thread reads at once."""
-    return (np.pad(w, ((0, 0), (0, -w.shape[1] % LANES))).astype(dtype).reshape(-1),)
+    return (stored(np.pad(w, ((0, 0), (0, -w.shape[1] % LANES))), dtype).reshape(-1),)
 
 
 def pack_few_blocks(w: Array, rows: int, dtype: str) -> tuple[Array, ...]:
-    bsr = Bsr.pack(w.astype(dtype), (rows, 1))
-    values, columns = bsr.values.reshape(-1), bsr.columns.astype(np.int32)
+    bsr = Bsr.pack(w, (rows, 1))
+    values, columns = stored(bsr.values, dtype).reshape(-1), bsr.columns.astype(np.int32)
     if not len(columns):  # a buffer is never empty
-        values, columns = np.zeros(rows, dtype), np.zeros(1, np.int32)
+        values, columns = stored(np.zeros(rows, np.float32), dtype), np.zeros(1, np.int32)
     return bsr.block_ptr, columns, np.ascontiguousarray(values)
 
 
 def pack_few_nm(w: Array, n: int, m: int, dtype: str) -> tuple[Array, ...]:
-    packed = NM.pack(w.astype(dtype), n, m)
-    return packed.values.reshape(-1), packed.packed.reshape(-1)
+    packed = NM.pack(w, n, m)
+    return stored(packed.values, dtype).reshape(-1), packed.packed.reshape(-1)
 
 
 def build_few(p: Few) -> Any:

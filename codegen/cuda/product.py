@@ -1,4 +1,4 @@
-"""Products on tensor cores: Y[m, n] = sum over k of W[m, k] X[k, n], W constant, operands fp16, sums fp32.
+"""Products on tensor cores: Y[m, n] = sum over k of W[m, k] X[k, n], W constant, operands fp16 or bf16, sums fp32.
 
 A block of threads computes a tile of Y, a warp a part of it in registers, as m16n8k16 products (dense and block-sparse W)
 or sparse m16n8k32 products (2:4). Tiles of W and X pass through shared memory in a ring of stages: while one is
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from spa.codegen.cuda.sources import Place, Source, Tiling, mover
 from spa.codegen.cuda.tile import Tile
 from spa.codegen.cuda.words import (
+    BFLOAT,
     HALF,
     WARP,
     WORD,
@@ -44,12 +45,14 @@ from spa.codegen.kernels.vector import Expr, argument, build, covering, function
 from spa.codegen.tvm_api import tirx
 
 PAD = 8  # halves
+PTX_NAMES = {HALF: "f16", BFLOAT: "bf16"}
 Form = Literal["dense", "2:4", "bsr"]
 
 
 @dataclass(frozen=True)
 class Product:
-    """All that a kernel's code depends on. `m`: of one group. `blocks`: stored blocks of a block-sparse W."""
+    """All that a kernel's code depends on. `m`: of one group. `blocks`: stored blocks of a block-sparse W. `operand`: the type
+    in which both factors are multiplied."""
 
     m: int
     groups: int
@@ -58,6 +61,7 @@ class Product:
     form: Form
     ending: Ending
     blocks: int = 0
+    operand: str = HALF
 
     @property
     def m_tiles(self) -> int:
@@ -92,7 +96,7 @@ class _Product:
         self.p = p
         self.x = argument("x", p.source.size, p.source.dtype)
         tensors = p.ending.operands()
-        self.w = argument("w", p.w_tiles * t.m * p.stored_k, HALF)
+        self.w = argument("w", p.w_tiles * t.m * p.stored_k, p.operand)
         self.words = t.m // 16 * (t.k // 16) * 8  # metadata of a tile
         self.meta = argument("meta", p.w_tiles * self.words, WORD) if p.form == "2:4" else None
         self.ptr = argument("ptr", p.m_tiles + 1, "int32") if p.form == "bsr" else None
@@ -115,7 +119,7 @@ class _Product:
             self.group, self.m_tile, self.n_tile, self.thread = group, m_tile, n_tile, thread
             self.lane, warp = named(thread % WARP), named(thread // WARP)
             self.warp_m, self.warp_n = named(warp // t.warps_n * t.warp_m), named(warp % t.warps_n * t.warp_n)
-            self.shared = dynamic_shared(t.stages * self.stage_size, HALF)
+            self.shared = dynamic_shared(t.stages * self.stage_size, p.operand)
             self.shared_meta = static_shared(t.stages * self.words, WORD) if self.meta is not None else None
             self.a = local(t.rows * 4, WORD)
             self.b = local(t.columns * self.b_words, WORD)
@@ -227,14 +231,14 @@ class _Product:
         ptx(f"ldmatrix.sync.aligned.m8n8.x{count}{how}.shared.b16", *registers, address(source, at))
 
     def _mma(self, i: Expr, j: Expr) -> None:
-        t = self.p.tile
+        t, kind = self.p.tile, PTX_NAMES[self.p.operand]
         d = [self.sums[(i * t.columns + j) * 4 + r] for r in range(4)]
         a = [self.a[i * 4 + r] for r in range(4)]
         b = [self.b[j * self.b_words + r] for r in range(self.b_words)]
         if self.e is None:
-            ptx("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", *d, *a, *b, *d)
+            ptx(f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32", *d, *a, *b, *d)
         else:
-            name = "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32"
+            name = f"mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.{kind}.{kind}.f32"
             ptx(name, *d, *a, *b, *d, self.e[i], 0)
 
     def _leave(self) -> None:

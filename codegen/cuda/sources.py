@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from spa.codegen.cuda.words import HALF, both, chosen, copy_async, local, named, only, unrolled
+from spa.codegen.cuda.words import NARROW, both, chosen, copy_async, local, named, only, unrolled
 from spa.codegen.kernels.vector import Expr, build, product
 from spa.codegen.kernels.window import Window
 from spa.codegen.tvm_api import tirx
@@ -106,7 +106,7 @@ def mover(source: Source, x: Any, t: Tiling, shared: Any, place: Place, k_last: 
     """`place` says where an element of a tile belongs in its stage; `k_last`: neighbours there differ in k."""
     if isinstance(source, Planes):
         return _PlaneMover(source, x, t, shared, place)
-    if source.dtype == HALF and str(shared.dtype) == HALF and source.k % 8 == 0 and k_last:
+    if source.dtype in NARROW and str(shared.dtype) == source.dtype and source.k % 8 == 0 and k_last:
         return _AsyncRowMover(source, x, t, shared, place)
     return _RowMover(source, x, t, shared, place, k_last)
 
@@ -171,7 +171,7 @@ class _Registers:
 class _RowMover:
     def __init__(self, source: Rows, x: Any, t: Tiling, shared: Any, place: Place, k_last: bool) -> None:
         self.source, self.t, self.place_of, self.k_last = source, t, place, k_last
-        lanes = 4 if source.k % 4 == 0 and source.dtype != HALF else 1
+        lanes = 4 if source.k % 4 == 0 and source.dtype not in NARROW else 1
         self.per_row = t.depth // lanes
         self.r = _Registers(x, t, shared, lanes, self.per_row * t.width, source.dtype)
 
@@ -204,7 +204,7 @@ class _PlaneMover:
     def __init__(self, source: Planes, x: Any, t: Tiling, shared: Any, place: Place) -> None:
         self.source, self.t, self.place_of = source, t, place
         w = source.window
-        lanes = 4 if source.pointwise and source.pixels % 4 == 0 and source.dtype != HALF else 1
+        lanes = 4 if source.pointwise and source.pixels % 4 == 0 and source.dtype not in NARROW else 1
         assert t.threads % (t.width // lanes) == 0, "threads walk over k in equal steps"
         self.step = t.threads // (t.width // lanes)
         self.r = _Registers(x, t, shared, lanes, t.depth * t.width // lanes, source.dtype)

@@ -12,6 +12,8 @@ from spa.codegen.tvm_api.cuda import ptx as ptx
 
 WARP = 32
 HALF = "float16"
+BFLOAT = "bfloat16"
+NARROW = (HALF, BFLOAT)  # operands of tensor cores
 WORD = "uint32"
 
 

@@ -34,7 +34,7 @@ def cuda_options(function: F) -> F:
         "--cuda-arch", "cuda_archs", metavar="LIST", help="GPU architectures for cuda [default: sm_80,sm_90]."
     )
     precision = click.option(
-        "--precision", type=click.Choice(["fp16", "fp32"]), help="Operands of cuda's products [default: fp16]."
+        "--precision", type=click.Choice(["fp16", "bf16", "fp32"]), help="Operands of cuda's products [default: fp16]."
     )
     return archs(precision(function))
 

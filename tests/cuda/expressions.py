@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes  # noqa: F401  # makes numpy know bfloat16
 import numpy as np
 from state import Expr, State
 
@@ -14,7 +15,7 @@ from spa.codegen.tvm_api import tvm as tvm_module
 
 
 def numpy_type(dtype: str) -> tuple[np.dtype[Any], int]:
-    """float32x4 -> (float32, 4)"""
+    """float32x4 -> (float32, 4); bfloat16 is a type of ml_dtypes"""
     base, _, lanes = dtype.partition("x")
     return np.dtype("bool" if base == "bool" else base), int(lanes or 1)
 

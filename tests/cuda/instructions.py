@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from expressions import expression
 from machine import WARP, Array
@@ -17,6 +18,7 @@ from state import Place, State, Statement, everyone
 
 from spa.codegen.tvm_api import tvm as tvm_module
 
+KINDS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 LANE = np.arange(WARP)
 GROUP, IN_GROUP = LANE // 4, LANE % 4  # groupID, threadID_in_group
 
@@ -35,10 +37,11 @@ def instruction(call: Any) -> Statement:
         return _copy(operands)
     if mnemonic == "ldmatrix":
         return _ldmatrix(operands, "trans" in tokens)
-    if mnemonic.startswith("mma") and "m16n8k16" in tokens and not any(t.startswith("sp") for t in tokens):
-        return _mma(operands, sparse=False)
-    if mnemonic.startswith("mma") and "m16n8k32" in tokens and "f16" in tokens:
-        return _mma(operands, sparse=True)
+    kind = next((kind for name, kind in KINDS.items() if tokens.count(name) == 2), None)
+    if mnemonic.startswith("mma") and kind and "m16n8k16" in tokens and not any(t.startswith("sp") for t in tokens):
+        return _mma(operands, kind, sparse=False)
+    if mnemonic.startswith("mma") and kind and "m16n8k32" in tokens:
+        return _mma(operands, kind, sparse=True)
     raise NotImplementedError(f"{mnemonic} {tokens}")
 
 
@@ -132,10 +135,10 @@ def _register(load: Any) -> Callable[[State, Array], None]:
 # mma -------------------------------------------------------------------------------------------------------------
 
 
-def _halves(registers: list[Array], warps: int) -> Array:
+def _halves(registers: list[Array], warps: int, kind: np.dtype[Any]) -> Array:
     """Registers of two halves each, as [warps, 32 threads, elements]."""
     stacked = np.stack([np.ascontiguousarray(r) for r in registers], -1).astype(np.uint32)
-    return stacked.view(np.float16).reshape(warps, WARP, 2 * len(registers)).astype(np.float32)
+    return stacked.view(kind).reshape(warps, WARP, 2 * len(registers)).astype(np.float32)
 
 
 def fragment_a(i: int) -> tuple[Array, Array]:
@@ -179,7 +182,7 @@ def expanded(stored: Array, words: Array, selector: int) -> Array:
     return dense
 
 
-def _mma(operands: list[Any], sparse: bool) -> Statement:
+def _mma(operands: list[Any], kind: np.dtype[Any], sparse: bool) -> Statement:
     """D = A B + C with products of halves added in fp32."""
     targets = [_register(d) for d in operands[:4]]
     count = 4 if sparse else 2
@@ -195,10 +198,10 @@ def _mma(operands: list[Any], sparse: bool) -> Statement:
         def gather(parts: list[Any]) -> list[Array]:
             return [s.spread(p(s)) for p in parts]
 
-        left = _matrix(_halves(gather(a), warps), fragment_a, (16, 16))
+        left = _matrix(_halves(gather(a), warps, kind), fragment_a, (16, 16))
         if words is not None:
             left = expanded(left, s.spread(words(s)).reshape(warps, WARP), selector)
-        right = _matrix(_halves(gather(b), warps), fragment_b, (left.shape[2], 8))
+        right = _matrix(_halves(gather(b), warps, kind), fragment_b, (left.shape[2], 8))
         sums = np.stack(gather(c), -1).reshape(warps, WARP, 4)
         result = left @ right + _matrix(sums, fragment_c, (16, 8))
         for i, write in enumerate(targets):

@@ -9,10 +9,11 @@ import emulator
 import numpy as np
 import onnx
 import zoo
+from expressions import numpy_type
 from machine import Array
 
 from spa.codegen.converters import CONVERTERS
-from spa.codegen.cuda.families import candidates
+from spa.codegen.cuda.families import OPERANDS, candidates
 from spa.codegen.cuda.families import matrix_of as matrix_of
 from spa.codegen.dispatch import dispatch
 from spa.codegen.layer import Kernel, Layer
@@ -52,7 +53,7 @@ def all_candidates(layer: Layer, precision: str) -> list[Any]:
 
     matrix = matrix_of(layer)
     assert matrix is not None
-    return list(candidates(layer, matrix, arch_of("sm_80"), precision == "fp16"))
+    return list(candidates(layer, matrix, arch_of("sm_80"), OPERANDS[precision]))
 
 
 def emulate(kernel: Kernel, layer: Layer, feeds: Mapping[str, Array]) -> Array:
@@ -62,7 +63,10 @@ def emulate(kernel: Kernel, layer: Layer, feeds: Mapping[str, Array]) -> Array:
     inputs = [layer.inputs[i] for i in kernel.activations]
     arrays = [np.ascontiguousarray(feeds[t.name]) for t in inputs if t is not None] + [*kernel.weights, output]
     (launch,) = device.launches["k"]
-    flat = [arrays[p.index].reshape(-1) for p in launch.arguments]
+    types = [parameter.ty.element_type.dtype for parameter in device.functions[launch.symbol].params]
+    flat = [
+        arrays[p.index].reshape(-1).view(numpy_type(str(t))[0]) for p, t in zip(launch.arguments, types, strict=True)
+    ]
     assert device.scratch["k"] == 0
     emulator.launch(device.functions[launch.symbol], flat, launch.grid, launch.block, launch.shared)
     return output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spa.codegen.cuda import depthwise, few, simt, table, toolchain
 from spa.codegen.cuda.occupancy import occupancy
 from spa.codegen.cuda.product import Product, build_product
 from spa.codegen.cuda.sources import Planes, Rows
+from spa.codegen.cuda.words import BFLOAT
 from spa.codegen.cuda.writer import Ending
 from spa.codegen.kernels.window import Window
 from spa.codegen.layer import Arg, Step
@@ -44,6 +46,8 @@ def kernels() -> dict[str, Any]:
                     continue
                 p = Product(m, 1, source, tile, form, ending(m * source.n), 40 if form == "bsr" else 0)  # type: ignore[arg-type]
                 found[f"{NAMES[form]}_{tile.name}_{kind}"] = build_product(p)
+                if i == 1:
+                    found[f"{NAMES[form]}_{tile.name}_{kind}_bf16"] = build_product(replace(p, operand=BFLOAT))
     for tile in table.SIMT:
         found[f"simt_{tile.name}"] = simt.build_simt(simt.Simt(m, 1, rows, tile, ending(m * rows.n)))
     narrow = Rows(4, 1000, "float32")
@@ -102,7 +106,8 @@ def test_instructions(image: Any) -> None:
     bodies = dict(re.findall(r"\.entry (\w+)\((.*?)^}", image.ptx.decode(), re.S | re.M))
     for name, body in bodies.items():
         assert ("mma.sp::ordered_metadata.sync" in body) == name.startswith("sparse"), name
-        dense = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in body
+        kind = "bf16" if name.endswith("bf16_kernel") else "f16"
+        dense = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32" in body
         assert dense == name.startswith(("dense", "bsr")), name
         assert ("cp.async" in body) == name.startswith(("dense", "sparse", "bsr", "simt")), name
         assert (".trans" in body) == ("planes" in name), name
@@ -116,8 +121,9 @@ def test_machine_code(image: Any, tmp_path: Path) -> None:
     assert len(kernels_of) == len(image.resources) > 20
     for name, found in kernels_of.items():
         sparse, dense = name.startswith("sparse"), name.startswith(("dense", "bsr"))
-        assert (found["HMMA.SP.16832.F32"] > 0) == sparse, name
-        assert (found["HMMA.16816.F32"] > 0) == dense, name
+        kind = ".BF16" if name.endswith("bf16_kernel") else ""
+        assert (found[f"HMMA.SP.16832.F32{kind}"] > 0) == sparse, name
+        assert (found[f"HMMA.16816.F32{kind}"] > 0) == dense, name
         assert (found["LDGSTS.E.BYPASS.128"] > 0) == (sparse or dense or name.startswith("simt")), name
         assert (sum(n for op, n in found.items() if op.startswith("LDSM")) > 0) == (sparse or dense), name
         assert not [op for op in found if op.split(".")[0] in ("LDL", "STL")], name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import zoo
@@ -62,7 +63,7 @@ ROWS = [(33, 70, 72), (17, 130, 45)]
 
 
 @pytest.mark.parametrize("shape", ROWS, ids=str)
-@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_products_of_rows(shape: tuple[int, int, int], precision: str) -> None:
     n, m, k = shape
     text = f"g (float[{n},{k}] x, float[{n},{m}] r) => (float[{n},{m}] y) <float[{m},{k}] w, float[{m}] b> "
@@ -72,12 +73,31 @@ def test_products_of_rows(shape: tuple[int, int, int], precision: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "block16x16", "block32x32"])
-def test_sparse_products_of_rows(pattern: str) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_sparse_products_of_rows(pattern: str, precision: str) -> None:
     n, m, k = 37, 80, 100
     w = exact(np.random.default_rng(2), (m, k))
     w = two_of_four(w) if pattern == "2:4" else in_blocks(w, 16 if pattern == "block16x16" else 32, 0.3)
     text = f"g (float[{n},{k}] x) => (float[{n},{m}] y) <float[{k},{m}] w> {{ y = MatMul(x, w) }}"
-    check(text, {"w": np.ascontiguousarray(w.T)}, "fp16", {"dense", pattern})
+    check(text, {"w": np.ascontiguousarray(w.T)}, precision, {"dense", pattern})
+
+
+@pytest.mark.parametrize("n", [3, 40])
+@pytest.mark.parametrize("pattern", ["dense", "2:4"])
+def test_bf16_keeps_the_range_of_fp32_and_rounds_to_eight_bits(n: int, pattern: str) -> None:
+    m, k = 48, 96
+    random = np.random.default_rng(10)
+    w, x = random.standard_normal((m, k)).astype(np.float32), (random.standard_normal((n, k)) * 1e9).astype(np.float32)
+    w = two_of_four(w) if pattern == "2:4" else w
+    rounded = [a.astype(ml_dtypes.bfloat16).astype(np.float64) for a in ((w,) if n == 3 else (w, x))]
+    expected = (rounded[1] if n > 3 else x.astype(np.float64)) @ rounded[0].T
+    text = f"g (float[{n},{k}] x) => (float[{n},{m}] y) <float[{k},{m}] w> {{ y = MatMul(x, w) }}"
+    layer = layer_of(network(text, {"w": np.ascontiguousarray(w.T)}))
+    found = all_candidates(layer, "bf16")
+    assert {c.family for c in found} >= {"tensor" if n > 3 else "few"}
+    for candidate in [c for c in found if c.family == ("tensor" if n > 3 else "few")]:
+        got = emulate(candidate.make(), layer, {"x": x})
+        np.testing.assert_allclose(got, expected, atol=2e-6 * np.ptp(expected))
 
 
 PICTURES: list[dict[str, Any]] = [
@@ -101,7 +121,7 @@ def conv(case: dict[str, Any], after: str = "y = Clip(c, lo, hi)") -> str:
 
 
 @pytest.mark.parametrize("case", PICTURES, ids=lambda c: f"{c['x']}-{c['w']}")
-@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_convolutions(case: dict[str, Any], precision: str) -> None:
     random = np.random.default_rng(4)
     check(conv(case), {"w": exact(random, case["w"]), "b": exact(random, case["w"][0])}, precision, {"dense"})
@@ -132,7 +152,7 @@ def test_depthwise(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("pattern", ["dense", "csr", "block4x1", "2:4", "3:8"])
-@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_few_columns(n: int, pattern: str, precision: str) -> None:
     m, k = 21, 130 if pattern in ("dense", "csr") else 136
     random = np.random.default_rng(8)

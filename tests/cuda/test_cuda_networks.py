@@ -87,16 +87,20 @@ def test_a_bundle_computes_what_onnxruntime_does(name: str, stub: Stub, function
     stub.check()
 
 
-def test_operands_in_half_precision(stub: Stub, functions: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 4e-3), ("bf16", 3e-2)])
+def test_operands_in_half_precision(
+    precision: str, tolerance: float, stub: Stub, functions: Any, tmp_path: Path
+) -> None:
     model = zoo.network(MIXED)
-    bundle = compiled(model, tmp_path / "out", "mixed")
+    bundle = compiled(model, tmp_path / "out", "mixed", precision=precision)
+    assert bundle.manifest["targets"]["cuda"]["features"] == [precision]
     assert {row["family"] for row in bundle.manifest["targets"]["cuda"]["kernels"]} >= {"tensor", "depthwise", "few"}
     stub.computing(functions)
     feeds = zoo.feeds(model)
     got = bundle.run(feeds)
     stub.check()
     for name, expected in zoo.reference(model, feeds).items():
-        np.testing.assert_allclose(got[name], expected, atol=4e-3 * np.ptp(expected))
+        np.testing.assert_allclose(got[name], expected, atol=tolerance * np.ptp(expected))
 
 
 def test_what_the_manifest_says(tmp_path: Path) -> None:
