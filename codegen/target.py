@@ -35,7 +35,7 @@ RELAXED = replace(WASM, features=(*WASM.features, "+relaxed-simd"))  # multiply-
 ENTRY_POINTS = "spa.targets"
 NAMES = ("host", "arm", "wasm", "cuda")
 CUDA_ARCHS = ("sm_80", "sm_90")
-PRECISIONS = ("fp16", "fp32")
+PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 def host(level: str | None = None) -> Target:
