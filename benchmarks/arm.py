@@ -1,10 +1,12 @@
-"""How near the inner loops of the kernels for ARM come to what a core can do, in llvm-mca's models of four cores.
+"""How near the inner loops of the kernels for ARM come to what a core can do, in llvm-mca's models of four cores; and how
+many instructions whole networks take.
 
-    python benchmarks/arm.py [--write docs/arm.md]
+    python benchmarks/arm.py [--instructions] [--write docs/arm.md]
 
 No ARM machine is needed: each kernel is compiled to assembly, its innermost loop with the most multiply-adds is found,
 and llvm-mca says how many cycles it takes in a steady state, everything in the first cache. The peak is the model's own:
 the cycles of a loop of as many multiply-adds that depend on nothing but themselves. Needs llvm-mca (apt-get install llvm).
+`--instructions` runs the networks of `networks.py` under qemu and counts (see `instructions.py`): minutes.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import instructions
 import numpy as np
 import onnx
+from networks import NETWORKS, SIZES
 from onnx import TensorProto, helper, numpy_helper
 
 from spa.codegen import dispatch, kernels, tvm_api
@@ -151,21 +155,75 @@ def table() -> str:
     return "\n".join([*lines, "", aims + ("all reached." if not missed else "missed by " + "; ".join(missed) + ".")])
 
 
-BEGIN, END = "<!-- generated: benchmarks/arm.py -->", "<!-- end -->"
+WEIGHTS: tuple[tuple[str, float, tuple[int, int]], ...] = (
+    ("dense", 0.0, (1, 1)),
+    ("85 % unstructured", 0.85, (1, 1)),
+    ("80 % block4x1", 0.8, (4, 1)),
+)
+COUNTED = ("mobilenet_v1", "mobilenet_v2", "resnet50", "encoder")
+
+
+def instructions_table() -> str:
+    """Whole networks, then what the kinds of kernels do in them."""
+    head = (
+        "| network | weights | multiply-adds | instructions | dense / this | per multiply-add | fmla | loads, stores |"
+    )
+    lines = [head, "|---|---|---:|---:|---:|---:|---:|---:|"]
+    kinds = [
+        "| network | weights | kernels | layers | instructions | per multiply-add |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    for name in COUNTED:
+        dense = 0
+        for weights, sparsity, block in WEIGHTS:
+            rows = instructions.kinds_of(NETWORKS[name](SIZES.get(name, 224), sparsity, block))
+            total = instructions.together(rows)
+            n = total.count.instructions
+            dense = dense or n
+            shares = [f"{part / n:.0%}" for part in (total.count.fused, total.count.memory)]
+            numbers = [_millions(total.macs), _millions(n), f"{dense / n:.2f}", f"{n / total.macs:.2f}"]
+            lines.append("| " + " | ".join([name, weights, *numbers, *shares]) + " |")
+            for row in rows:
+                if row.count.instructions < LITTLE * n:
+                    continue
+                each = f"{row.count.instructions / row.macs:.2f}" if row.macs else ""
+                cells = [name, weights, row.kind, str(row.layers), _millions(row.count.instructions), each]
+                kinds.append("| " + " | ".join(cells) + " |")
+            print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(
+        [*lines, "", f"By kinds of kernels, those with {LITTLE:.0%} of the instructions or more:", "", *kinds]
+    )
+
+
+LITTLE = 0.02
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e6:.0f} M"
+
+
+def written(page: str, command: str, table: str) -> str:
+    """The page with the table that a command generates in place of the one it had."""
+    begin, end = f"<!-- generated: {command} -->", "<!-- end -->"
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n\n{table}\n\n{end}{rest.split(end, 1)[1]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instructions", action="store_true", help="count those of whole networks instead")
     parser.add_argument("--write", type=Path, help="replace the table in this page")
     options = parser.parse_args()
-    if shutil.which("llvm-mca") is None:
-        sys.exit("llvm-mca is missing: apt-get install llvm")
-    found = table()
+    missing = instructions.missing() if options.instructions else ""
+    if not options.instructions and shutil.which("llvm-mca") is None:
+        missing = "llvm-mca is missing: apt-get install llvm"
+    if missing:
+        sys.exit(missing)
+    command = "benchmarks/arm.py" + (" --instructions" if options.instructions else "")
+    found = instructions_table() if options.instructions else table()
     print(found)
     if options.write:
-        page = options.write.read_text()
-        head, rest = page.split(BEGIN)
-        options.write.write_text(f"{head}{BEGIN}\n\n{found}\n\n{END}{rest.split(END)[1]}")
+        options.write.write_text(written(options.write.read_text(), command, found))
 
 
 if __name__ == "__main__":
