@@ -66,10 +66,12 @@ class Rows:
 
 REDUCTIONS: dict[str, Kind] = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max", "ReduceMin": "min"}
 POOLS: dict[str, Kind] = {"GlobalAveragePool": "mean", "GlobalMaxPool": "max"}
+WINDOWS: dict[str, Kind] = {"AveragePool": "mean", "MaxPool": "max"}  # as large as the picture
 
 
 def offer(layer: Layer, target: Target) -> Kernel | None:
-    """Softmax and LayerNormalization over the last axes, InstanceNormalization, reductions of the last axes; float32."""
+    """Softmax and LayerNormalization over the last axes, InstanceNormalization, reductions of the last axes, pools of the
+    whole picture; float32."""
     x = layer.inputs[0] if layer.inputs else None
     if x is None or x.dtype != "float32" or layer.output.dtype != "float32" or 0 in layer.consts:
         return None
@@ -129,6 +131,9 @@ def _kind(layer: Layer, shape: tuple[int, ...]) -> tuple[Kind, int, list[Array |
         return "layer", product(shape[2:]), [layer.consts[1], layer.consts[2]], shape[1]
     if layer.op in POOLS:
         return POOLS[layer.op], product(shape[2:]), [*none], 0
+    if layer.op in WINDOWS:
+        whole = tuple(get["kernel_shape"]) == shape[2:] and not any(get.get("pads", ()))
+        return (WINDOWS[layer.op], product(shape[2:]), [*none], 0) if whole and len(get["kernel_shape"]) < 4 else None
     if layer.op in REDUCTIONS:
         axes = get.get("axes") if get.get("axes") is not None else layer.consts.get(1)
         if axes is None:

@@ -154,8 +154,8 @@ def stage(w: Window, planes: Planes, x: Any, at: Any, s: Any, channels: int, lan
     interior(w, planes, x, at, s, channels, lanes)
 
 
-def borders(w: Window, planes: Planes, s: Any, channels: int, lanes: int) -> None:
-    """Zeros where the padding is."""
+def borders(w: Window, planes: Planes, s: Any, channels: int, lanes: int, value: float = 0) -> None:
+    """Zeros, or another value, where the padding is."""
     for run in _runs(w, planes):
         rows, columns = run.rows, run.columns
         above, below = rows[0] * planes.pitch, (planes.rows - rows[1]) * planes.pitch
@@ -163,13 +163,13 @@ def borders(w: Window, planes: Planes, s: Any, channels: int, lanes: int) -> Non
             continue
         with parallel(channels) as c, loop(run.counts[0]) as p, loop(run.counts[1]) as q:
             plane = c * planes.channel + (run.index + p * run.step + q) * (planes.rows * planes.pitch)
-            _zero(s, plane, above, lanes)
+            _put(s, plane, above, lanes, value)
             if columns != (0, planes.pitch):
                 with loop(rows[1] - rows[0]) as i:
                     row = plane + (i + rows[0]) * planes.pitch
-                    _zero(s, row, columns[0], lanes)
-                    _zero(s, row + columns[1], planes.pitch - columns[1], lanes)
-            _zero(s, plane + rows[1] * planes.pitch, below, lanes)
+                    _put(s, row, columns[0], lanes, value)
+                    _put(s, row + columns[1], planes.pitch - columns[1], lanes, value)
+            _put(s, plane + rows[1] * planes.pitch, below, lanes, value)
 
 
 def interior(w: Window, planes: Planes, x: Any, at: Any, s: Any, channels: int, lanes: int) -> None:
@@ -240,12 +240,12 @@ def _inside(count: int, first: int, stride: int, size: int) -> tuple[int, int]:
     return begin, end
 
 
-def _zero(s: Any, at: Any, length: int, lanes: int) -> None:
+def _put(s: Any, at: Any, length: int, lanes: int, value: float) -> None:
     if length == 0:
         return
     width = fits(lanes, length)
     with loop(covering(length, width)) as i:
-        store(s, number(0, width), at + shifted(i, width, width, length), width)
+        store(s, number(value, width), at + shifted(i, width, width, length), width)
 
 
 def _copy(s: Any, to: Any, x: Any, at: Any, length: int, stride: int, lanes: int) -> None:
