@@ -17,6 +17,8 @@ from spa.codegen.target import Target
 
 BLOCKS = (8, 4, 2, 1)  # heights of sparse blocks
 PACKED_FROM = 32  # output channels that pay for copying the pixels of a tile
+FEW = 16  # tiles of pixels: weights that are read so few times come from far
+FETCHED = 4  # weights per step that pay for asking for them
 SPARSE_BELOW = 0.75  # share of the dense time that a sparse kernel may be predicted to take: predictions are not exact
 
 
@@ -60,6 +62,8 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     best = sparse if sparse.cycles < SPARSE_BELOW * dense.cycles else dense
     why = f"density {density:.2f}: dense {dense.cycles:.3g} cycles, sparse {sparse.rows}x1 {sparse.cycles:.3g}"
     bytes_of_weights = flat_weight[0].size * 4 if best is dense else best.entries * best.rows * 4
+    pixels = columns_of(isa, length, best.columns)
+    cold = rows_of_pixels * len(pixels.tiles()) < FEW and best.rows >= FETCHED
     p = Product(
         window=w,
         planes=planes,
@@ -67,9 +71,10 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         groups=groups,
         m=m,
         rows=best.rows,
-        columns=columns_of(isa, length, best.columns),
+        columns=pixels,
         way=way,
         blocks_outside=way == "direct" and bytes_of_weights > isa.l2,
+        ahead=isa.ahead if cold else 0,
         bucket=bucket(best.entries) if best.entries else -1,
         entries=best.entries,
         bias=2 in layer.consts,

@@ -15,7 +15,8 @@ class Isa:
     throughput that a vector multiply-add, a vector load and a scalar spread over a vector take (for comparing tiles
     with each other, not for times). `far`: the load of a vector that is in
     the second cache only. `latency`: cycles from one multiply-add to the next on the same register.
-    `l1`, `l2`: bytes of the caches, as far as one may count on them."""
+    `l1`, `l2`: bytes of the caches, as far as one may count on them. `ahead`: elements before their use at which weights are
+    asked for; 0: the machine does so by itself, or cannot be asked."""
 
     name: str
     lanes: int
@@ -27,11 +28,12 @@ class Isa:
     latency: float
     l1: int
     l2: int
+    ahead: int = 0
 
 
-AVX512 = Isa("avx512", 16, 32, 0.5, 0.5, 0.5, 1.3, 4, 48 << 10, 1 << 20)
-AVX2 = Isa("avx2", 8, 16, 0.5, 0.5, 0.5, 1.0, 4, 32 << 10, 256 << 10)
-SSE = Isa("sse", 4, 16, 1.0, 0.5, 1.0, 0.6, 8, 32 << 10, 256 << 10)
+AVX512 = Isa("avx512", 16, 32, 0.5, 0.5, 0.5, 1.3, 4, 48 << 10, 1 << 20, ahead=2048)
+AVX2 = Isa("avx2", 8, 16, 0.5, 0.5, 0.5, 1.0, 4, 32 << 10, 256 << 10, ahead=2048)
+SSE = Isa("sse", 4, 16, 1.0, 0.5, 1.0, 0.6, 8, 32 << 10, 256 << 10, ahead=2048)
 NEON = Isa("neon", 4, 32, 0.5, 0.5, 0.5, 0.8, 4, 32 << 10, 256 << 10)
 # an engine's own code for sixteen registers, of which it keeps some; spreading a number is what costs there
 SIMD128 = Isa("simd128", 4, 14, 1.0, 0.5, 3.0, 0.6, 8, 32 << 10, 256 << 10)

@@ -27,6 +27,7 @@ from spa.codegen.kernels.vector import (
     Expr,
     argument,
     covering,
+    fetch,
     fits,
     function,
     load,
@@ -50,7 +51,7 @@ Way = Literal["direct", "packed", "flat"]
 class Product:
     """All that a kernel's code depends on. `m` output channels per group in `blocks` blocks of `rows`; `columns`: the
     vectors of a row of pixels; `entries`: of the sparse weights, 0 if dense, of which only the `bucket` matters to the
-    code; `vectors`: rows of channel operands."""
+    code; `ahead`: how many weights before their use they are asked for; `vectors`: rows of channel operands."""
 
     window: Window
     planes: Planes
@@ -61,6 +62,7 @@ class Product:
     columns: Columns
     way: Way
     blocks_outside: bool
+    ahead: int
     bias: bool
     steps: tuple[Step, ...]
     vectors: int
@@ -200,6 +202,8 @@ class _Writer:
 
     def _step(self, tile: Any, weight: Expr, x: Any, where: list[Expr]) -> None:
         lanes = self.p.columns.lanes
+        if self.p.ahead:
+            fetch(self.weights, weight + self.p.ahead)
         for r, row in enumerate(tile):
             w = splat(self.weights[weight + r], lanes)
             for v, register in enumerate(row):

@@ -81,6 +81,12 @@ def load(buffer: Any, at: Expr, lanes: int) -> Expr:
     return buffer[span(at, lanes)]
 
 
+def fetch(buffer: Any, at: Expr) -> None:
+    """Ask for an element's cache line early. Nothing is read: `at` may lie outside."""
+    read, near, data = (tirx.IntImm("int32", i) for i in (0, 3, 1))
+    build.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(buffer[at]), read, near, data))
+
+
 def store(buffer: Any, value: Expr, at: Expr, lanes: int) -> None:
     build.buffer_store(buffer, value, [span(at, lanes)])
 
