@@ -55,6 +55,7 @@ def _converters(extra: dict[str, Converter]) -> Iterator[None]:
 def _call_kernel(name: str, out: Tensor) -> Converter:
     """A call of a function without a body: Relax need not know more of a kernel of our own than its operands."""
     added: list[Any] = []
+    shapes: list[list[int]] = []
 
     def convert(bb: Any, inputs: Sequence[Any], attr: dict[str, Any], params: Any) -> Any:
         if not added:  # one function, however many layers call it
@@ -63,7 +64,12 @@ def _call_kernel(name: str, out: Tensor) -> Converter:
             body = tirx.Evaluate(tirx.IntImm("int32", 0))
             stub = tirx.PrimFunc(buffers, body).with_attrs({**STUB, "spa.kernel": name})  # else equal ones become one
             added.append(bb.add_func(stub, name))
-        return bb.emit(relax.call_tir(added[0], list(inputs), relax.TensorType(out.shape, out.dtype)))
+            shapes.extend(shape for shape, _ in operands)
+        flat = [  # kernels see no shapes: as many elements are enough
+            v if [int(d) for d in v.ty.shape.values] == shape else bb.emit(relax.op.reshape(v, shape))
+            for v, shape in zip(inputs, shapes, strict=True)
+        ]
+        return bb.emit(relax.call_tir(added[0], flat, relax.TensorType(out.shape, out.dtype)))
 
     return convert
 
