@@ -81,12 +81,13 @@ def compile(
     cuda_archs: str | None = None,
     precision: str | None = None,
     relaxed_simd: bool = False,
+    wasm_threads: bool = False,
 ) -> Bundle:
     """Compile a network into a bundle at `out` (a temporary folder without it).
 
     `shapes` fixes the shapes of inputs; where only a leading axis is open, it is 1. `host_level` names an x86-64 level of
     the host other than this machine's, `cuda_archs` the architectures of GPUs ("sm_80,sm_90") and `precision` that of their
-    products (fp16 or fp32), `name` the model; `relaxed_simd` lets wasm use multiply-adds that older engines lack;
+    products (fp16, bf16 or fp32), `name` the model; `relaxed_simd` lets wasm use multiply-adds that older engines lack, `wasm_threads` run in several threads;
     `extra_files` are put into the bundle as they are. Nothing is written unless every target compiles; with no target the
     bundle holds the network and the extra files alone.
     Raises `Unsupported`, `MissingTool`, `ModelError` or `UsageError`.
@@ -94,7 +95,7 @@ def compile(
     from spa.codegen.target import resolve
 
     names = list(dict.fromkeys([target] if isinstance(target, str) else target))
-    targets = [resolve(n, host_level, cuda_archs, precision, relaxed_simd) for n in names]
+    targets = [resolve(n, host_level, cuda_archs, precision, relaxed_simd, wasm_threads) for n in names]
     extra = dict(extra_files or {})
     for path in extra:
         if path in RESERVED or path.split("/")[0] in names or Path(path).is_absolute() or ".." in Path(path).parts:

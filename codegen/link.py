@@ -22,8 +22,10 @@ from spa.runtime.toolchain import run_zig
 TEMPLATES = Path(spa.runtime.__path__[0])
 HEADER_BYTES = ALIGNMENT  # of an instance, before its arena
 EXPORTS = ("instance_bytes", "arena_bytes", "input_bytes", "output_bytes", "init", "run", "steps", "run_step")
-THREADS = "set_threads"  # one more, where there are threads
-THREADED = "threads.c"  # the only source that needs more than a compiler: pthreads
+THREADS = ("set_threads",)  # more, where there are threads
+WASM_THREADS = ("pool_bytes", "pool", "join", "end")  # there a loader starts them
+THREADED = "threads.c"  # natively the only source that needs more than a compiler: pthreads
+MAX_MEMORY = (1 << 32) - (1 << 16)  # bytes that a module of 32 bits may ever ask for: a loader asks for less
 KEYWORDS = frozenset(  # of C and C++
     """
     alignas alignof and asm auto bool break case catch char class const constexpr continue default delete do
@@ -36,11 +38,13 @@ KEYWORDS = frozenset(  # of C and C++
 
 @dataclass(frozen=True)
 class Glue:
-    """Generated sources of one network."""
+    """Generated sources of one network. `instance_bytes`: memory of an instance; `own_bytes`: and of each more thread."""
 
     header: str
     sources: Mapping[str, str]
     weights: bytes
+    instance_bytes: int
+    own_bytes: int
 
 
 def c_name(name: str) -> str:
@@ -107,7 +111,6 @@ def generate(
     for ref, output in layout.copies:
         size = program.outputs[output].nbytes
         steps.append(_alone(name, f"__builtin_memcpy(outputs[{output}], {pointer(ref)}, {size});"))
-    threads = not target.is_wasm
     fields: dict[str, Any] = {
         "name": name,
         "NAME": name.upper(),
@@ -124,8 +127,8 @@ def generate(
         ),
         "steps": len(steps),
         "own_bytes": align(max([1, *(size for _, size in teams.values())])),
-        "and_threads": ", and pthreads for " + f"{name}_{THREADS}" if threads else ", no threads",
-        "or_threads": ", or in several" if threads else "",
+        "and_threads": "" if target.is_wasm else f", and pthreads for {name}_set_threads",
+        "or_threads": ", or in several" if target.has_threads else "",
         "inputs": len(program.inputs),
         "outputs": len(program.outputs),
         "input_bytes": ", ".join(str(t.nbytes) for t in program.inputs) or "0",
@@ -140,12 +143,16 @@ def generate(
         raw = np.ascontiguousarray(const).tobytes()
         blob[offset : offset + len(raw)] = raw
 
-    def filled(file: str) -> str:
-        return Template((TEMPLATES / "native" / file).read_text()).substitute(fields)
+    def filled(file: str, folder: str = "native") -> str:
+        return Template((TEMPLATES / folder / file).read_text()).substitute(fields)
 
-    fields["threads"] = filled("threads.h") if threads else ""
-    sources = {file: filled(file) for file in ("team.h", "model.c", *((THREADED,) if threads else ()))}
-    return Glue(filled("model.h"), sources, bytes(blob) or bytes(align(1)))
+    sources = {file: filled(file) for file in ("team.h", "model.c")}
+    fields["threads"] = ""
+    if target.has_threads:
+        folder = "wasm" if target.is_wasm else "native"
+        fields["threads"], sources[THREADED] = filled("threads.h", folder), filled(THREADED, folder)
+    weights = bytes(blob) or bytes(align(1))
+    return Glue(filled("model.h"), sources, weights, fields["instance_bytes"], fields["own_bytes"])
 
 
 def _alone(name: str, statement: str) -> str:
@@ -162,16 +169,17 @@ def link(name: str, glue: Glue, kernels: bytes, target: Target, directory: Path)
     fields = {"alignment": ALIGNMENT, "weights": f"{name}__weights"}
     (directory / "weights.c").write_text(Template((TEMPLATES / "native" / "weights.c").read_text()).substitute(fields))
     flags = ["-O2", "-g0", "-std=gnu23", "-fno-sanitize=all", "-fno-stack-protector"]
-    flags += [] if target.is_wasm else ["-fPIC"]
+    flags += _machine(target) if target.is_wasm else ["-fPIC"]
     objects = []
     for file in (*(f for f in glue.sources if f.endswith(".c")), "weights.c"):
-        hosted = [] if file == THREADED else ["-ffreestanding"]
+        hosted = [] if file == THREADED and not target.is_wasm else ["-ffreestanding"]
         objects.append(file.replace(".c", ".o"))
         _checked(["cc", "-target", target.zig, *flags, *hosted, "-c", file, "-o", objects[-1]], directory)
     if kernels:
         (directory / "kernels.o").write_bytes(kernels)
         objects.append("kernels.o")
-    exports = [f"{name}_{e}" for e in (*EXPORTS, *([] if target.is_wasm else [THREADS]))]
+    more = () if not target.has_threads else WASM_THREADS if target.is_wasm else THREADS
+    exports = [f"{name}_{e}" for e in (*EXPORTS, *more)]
     if target.is_wasm:
         return {f"{name}.wasm": _wasm(objects, exports, target, directory)}
     files = {f"lib{name}{target.library}": _shared(name, objects, exports, target, directory)}
@@ -208,11 +216,17 @@ def _archive(name: str, objects: list[str], directory: Path) -> bytes:
     return (directory / f"lib{name}.a").read_bytes()
 
 
+def _machine(target: Target) -> list[str]:
+    return [f"-m{feature.removeprefix('+')}" for feature in target.features]
+
+
 def _wasm(objects: list[str], exports: list[str], target: Target, directory: Path) -> bytes:
-    """A module without imports. The kernels may need more of libm than the compiler's own routines: then WASI's."""
+    """A module without imports, but for the memory where threads share it. The kernels may need more of libm than the
+    compiler's own routines: then WASI's."""
+    shared = ["--import-memory", "--export-memory", "--shared-memory", f"--max-memory={MAX_MEMORY}"]
     common = [
         "-O2",
-        *(f"-m{f.removeprefix('+')}" for f in target.features),
+        *_machine(target),
         "-s",
         *objects,
         "-o",
@@ -220,6 +234,8 @@ def _wasm(objects: list[str], exports: list[str], target: Target, directory: Pat
         *(f"-Wl,--export={e}" for e in [*exports, "__heap_base"]),
         "-Wl,-z,stack-size=65536",
     ]
+    if target.has_threads:
+        common += [f"-Wl,{option}" for option in (*shared, "--export=__stack_pointer")]
     done = run_zig(["cc", "-target", "wasm32-freestanding", "-Wl,--no-entry", *common], directory)
     if done.returncode and "undefined symbol" in done.stderr:
         _checked(["cc", "-target", "wasm32-wasi", "-mexec-model=reactor", *common, "-lm"], directory)

@@ -51,7 +51,7 @@ def compile_target(
     symbols = {kernel: f"{name}__k_{kernel}" for kernel in lowered.kernels}
     with tempfile.TemporaryDirectory(prefix="spa-") as folder:
         work = Path(folder)
-        compiled = tvm_api.emit(lowered, target, symbols, work, None if target.is_wasm else name)
+        compiled = tvm_api.emit(lowered, target, symbols, work, name if target.has_threads else None)
         layout = plan_memory(program, compiled.scratch)
         magic = int.from_bytes(hashlib.sha256(repr((name, inputs, outputs, layout)).encode()).digest()[:8], "big")
         teams = {kernel: (own.offset, own.nbytes) for kernel, own in compiled.teams.items()}
@@ -60,7 +60,7 @@ def compile_target(
         files = link.link(name, glue, compiled.data, target, work / "link")
     library = f"{name}.wasm" if target.is_wasm else f"lib{name}{target.library}"
     if target.is_wasm:
-        files |= loader.generate(name, title, inputs, outputs)
+        files |= loader.generate(name, title, inputs, outputs, glue, files[library])
     facts = {
         "triple": target.triple,
         "cpu": target.cpu,

@@ -28,10 +28,16 @@ class Target:
     def is_wasm(self) -> bool:
         return self.triple.startswith("wasm")
 
+    @property
+    def has_threads(self) -> bool:
+        """Whether threads may share a run."""
+        return not self.is_wasm or "+atomics" in self.features
+
 
 ARM = Target("arm", "aarch64-linux-gnu", "", ("+neon",), "aarch64-linux-gnu.2.17", 4, ".so")
 WASM = Target("wasm", "wasm32-unknown-unknown", "", ("+simd128",), "wasm32-freestanding", 4, ".wasm")
-RELAXED = replace(WASM, features=(*WASM.features, "+relaxed-simd"))  # multiply-add in one instruction
+RELAXED = ("+relaxed-simd",)  # multiply-add in one instruction
+SHARED = ("+atomics", "+bulk-memory")  # memory that workers share
 ENTRY_POINTS = "spa.targets"
 NAMES = ("host", "arm", "wasm", "cuda")
 CUDA_ARCHS = ("sm_80", "sm_90")
@@ -78,6 +84,7 @@ def resolve(
     cuda_archs: str | None = None,
     precision: str | None = None,
     relaxed_simd: bool = False,
+    wasm_threads: bool = False,
 ) -> Target:
     """The target of that name. Raises `UsageError` with the names there are, `Unsupported` for a host we have no linker for."""
     if name == "host" and platform.system() not in ("Linux", "Darwin"):
@@ -86,9 +93,11 @@ def resolve(
         return host(host_level)
     if name == "cuda":
         return cuda(cuda_archs, precision)
-    for target in (ARM, RELAXED if relaxed_simd else WASM):
-        if target.name == name:
-            return target
+    if name == "wasm":
+        more = (RELAXED if relaxed_simd else ()) + (SHARED if wasm_threads else ())
+        return replace(WASM, features=WASM.features + more)
+    if name == "arm":
+        return ARM
     points = {p.name: p for p in entry_points(group=ENTRY_POINTS)}
     if name in points:
         return outside(points[name])

@@ -49,9 +49,7 @@ def open_engine(target: Target, engine: str | None = None, threads: int = 1) -> 
 
         return Cuda(target)
     if "node" in choices:
-        if threads > 1:
-            raise Unsupported("wasm artifacts run in one thread", f"--threads {threads}", "--threads 1")
-        return Node(target) if engine == "node" else Wasmtime(target)
+        return Node(target, threads) if engine == "node" else Wasmtime(target, threads)
     here = runs_here(target.triple, target.cpu)
     if "qemu" in choices and (engine == "qemu" or (engine is None and not here)):
         return Qemu(target, threads)

@@ -18,8 +18,10 @@ export const outputs: readonly Tensor[];
 
 /** One instance of the network, with memory of its own. */
 export class Network {
-  /** From an instance of the module; `load` makes one. */
+  /** From an instance of a module for one thread; `load` makes one. */
   constructor(instance: WebAssembly.Instance);
+  /** An instance of the compiled module that runs in so many threads. */
+  static instantiate(module: WebAssembly.Module, threads?: number): Promise<Network>;
   /** The memory of an input, to be filled before `step`. */
   input<K extends keyof Inputs>(name: K): Inputs[K];
   /** The memory of an output, valid until the next `step`. */
@@ -30,9 +32,20 @@ export class Network {
   readonly steps: number;
   /** Run one step on what those before it left. */
   runStep(index: number): void;
+  /** Threads that share a run, the caller's among them. */
+  readonly threads: number;
+  /** End the threads; with one there is nothing to be ended. No runs after that. */
+  close(): void;
   /** Run once: typed arrays by input name in, fresh typed arrays by output name out. */
   run(feeds: Inputs): Outputs;
 }
 
+export interface Options {
+  /** 1 without it. More need a bundle compiled with `--wasm-threads`, and in a browser a page that is cross-origin isolated. */
+  readonly threads?: number;
+  /** Where there can be one thread only: take that. It is an error otherwise. */
+  readonly fallback?: boolean;
+}
+
 /** Load the network; each call makes an independent instance. Without `source`: the .wasm file beside this module. */
-export function load(source?: BufferSource | Response | WebAssembly.Module): Promise<Network>;
+export function load(source?: BufferSource | Response | WebAssembly.Module, options?: Options): Promise<Network>;

@@ -12,7 +12,21 @@ $outputs]);
 const ARRAYS = { $arrays };
 const ALIGNMENT = 64;
 const PAGE = 65536;
-const ERRORS = ["ok", "a pointer is null", "misaligned memory", "not enough memory", "not initialised", "a kernel failed", "no such threads"];
+const ERRORS = ["ok", "a pointer is null", "misaligned memory", "not enough memory", "not initialised", "a kernel failed", "its threads have ended, by close() or in a failure: load it again"];
+
+// With threads the module is instantiated once in each, on one memory that is made here; without, PAGES is 0.
+const PAGES = $pages;
+const STACK = 65536;
+const MAX_THREADS = 64;
+
+/** Why there can be no more threads than one; "" where there can. */
+function whyAlone() {
+  if (!PAGES) return "it is compiled for one (spa compile --target wasm --wasm-threads)";
+  if (typeof SharedArrayBuffer === "undefined" || globalThis.crossOriginIsolated === false)
+    return "this page may not share memory with workers: serve it from https or localhost with the headers " +
+      "Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp";
+  return "";
+}
 
 /** Compile the module: from its bytes, a Response or a WebAssembly.Module, or from the .wasm file beside this one. */
 async function compile(source) {
@@ -33,6 +47,42 @@ async function compile(source) {
   return WebAssembly.compile(source);
 }
 
+/** What a module with threads runs in: as much as it begins with, and room for what `Network` adds. */
+function sharedMemory(threads) {
+  const tensors = [...inputs, ...outputs].reduce((sum, t) => sum + t.bytes + ALIGNMENT + 8, 0);
+  const each = STACK + $own_bytes + 1024;
+  const more = Math.ceil(($instance_bytes + tensors + threads * each) / PAGE) + 1;
+  return new WebAssembly.Memory({ initial: PAGES, maximum: PAGES + more, shared: true });
+}
+
+/** Browsers let only workers sleep until memory changes. */
+function maySleep() {
+  try {
+    return Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 1, 0) === "not-equal";
+  } catch {
+    return false;
+  }
+}
+
+/** A worker that has the module instantiated and is about to wait in it for runs. */
+async function startWorker(order) {
+  let worker;
+  if (typeof Worker === "function") {
+    worker = new Worker(new URL("./$name.worker.mjs", import.meta.url), { type: "module" });
+  } else {
+    const threads = await import("node:worker_threads");
+    worker = new threads.Worker(new URL("./$name.worker.mjs", import.meta.url), { execArgv: [] });
+    worker.addEventListener = worker.on;
+  }
+  await new Promise((resolve, reject) => {
+    worker.addEventListener("message", resolve);
+    worker.addEventListener("error", (e) => reject(new Error("$name: a worker does not start: " + (e.message ?? "see $name.worker.mjs"))));
+    worker.postMessage(order);
+  });
+  worker.unref?.(); // Node: it does not keep the process alive
+  return worker;
+}
+
 function check(code) {
   if (code !== 0) throw new Error("$name: " + (ERRORS[code] ?? "error " + code));
 }
@@ -45,9 +95,11 @@ export class Network {
   #outputTable;
   #inputAt = [];
   #outputAt = [];
+  #stacks = [];
+  #workers = [];
 
   /** From an instance of the module; `load` makes one (asynchronously: browsers refuse to do it otherwise for large ones). */
-  constructor(instance) {
+  constructor(instance, threads = 1) {
     this.#exports = instance.exports;
     this.#exports._initialize?.();
     let top = this.#exports.__heap_base.value;
@@ -62,6 +114,9 @@ export class Network {
     for (const t of outputs) this.#outputAt.push(take(t.bytes));
     this.#inputTable = take(4 * (inputs.length + 1));
     this.#outputTable = take(4 * (outputs.length + 1));
+    const poolBytes = threads > 1 ? this.#exports.${name}_pool_bytes(threads) : 0;
+    const pool = take(poolBytes);
+    for (let i = 1; i < threads; i++) this.#stacks.push(take(STACK) + STACK);
     const { memory: linear } = this.#exports;
     const missing = Math.ceil((top - linear.buffer.byteLength) / PAGE);
     if (missing > 0) linear.grow(missing);
@@ -70,6 +125,23 @@ export class Network {
     this.#outputAt.forEach((at, i) => (words[this.#outputTable / 4 + i] = at));
     check(this.#exports.${name}_init(memory, bytes, this.#inputTable + 4 * inputs.length));
     this.#state = words[this.#inputTable / 4 + inputs.length];
+    if (threads > 1) check(this.#exports.${name}_pool(this.#state, pool, poolBytes, threads, maySleep() ? 1 : 0));
+  }
+
+  /** An instance of the compiled module that runs in so many threads. */
+  static async instantiate(module, threads = 1) {
+    if (!PAGES) return new Network(await WebAssembly.instantiate(module, {}));
+    const memory = sharedMemory(threads);
+    const net = new Network(await WebAssembly.instantiate(module, { env: { memory } }), threads);
+    const orders = net.#stacks.map((stack, i) => ({ module, memory, stack, state: net.#state, task: i + 1 }));
+    const started = await Promise.allSettled(orders.map(startWorker));
+    net.#workers = started.filter((s) => s.status === "fulfilled").map((s) => s.value);
+    const failed = started.find((s) => s.status === "rejected");
+    if (failed) {
+      net.close();
+      throw failed.reason;
+    }
+    return net;
   }
 
   #view(tensor, at) {
@@ -81,6 +153,17 @@ export class Network {
     const i = tensors.findIndex((t) => t.name === name);
     if (i < 0) throw new RangeError("$name: no tensor '" + name + "', but " + tensors.map((t) => t.name).join(", "));
     return this.#view(tensors[i], places[i]);
+  }
+
+  #call(run, ...more) {
+    let code;
+    try {
+      code = run(this.#state, this.#inputTable, this.#outputTable, ...more);
+    } catch (trap) {
+      this.close(); // the other threads wait in the middle of a run
+      throw trap;
+    }
+    check(code);
   }
 
   /** The memory of an input, to be filled before `step`. */
@@ -95,7 +178,7 @@ export class Network {
 
   /** Run once on what the inputs' memory holds. */
   step() {
-    check(this.#exports.${name}_run(this.#state, this.#inputTable, this.#outputTable));
+    this.#call(this.#exports.${name}_run);
   }
 
   /** For measurements: a run is the steps 0 to `steps` - 1, one after the other. */
@@ -105,7 +188,19 @@ export class Network {
 
   /** Run one step on what those before it left. */
   runStep(index) {
-    check(this.#exports.${name}_run_step(this.#state, this.#inputTable, this.#outputTable, index));
+    this.#call(this.#exports.${name}_run_step, index);
+  }
+
+  /** Threads that share a run, the caller's among them. */
+  get threads() {
+    return this.#stacks.length + 1;
+  }
+
+  /** End the threads; with one there is nothing to be ended. No runs after that. */
+  close() {
+    if (!this.#stacks.length) return;
+    this.#exports.${name}_end(this.#state);
+    for (const worker of this.#workers.splice(0)) worker.terminate();
   }
 
   /** Run once: typed arrays by input name in, fresh typed arrays by output name out. */
@@ -123,7 +218,12 @@ export class Network {
   }
 }
 
-/** Load the network; each call makes an independent instance. */
-export async function load(source) {
-  return new Network(await WebAssembly.instantiate(await compile(source), {}));
+/** Load the network in so many threads; where there can be one only that is an error, or with `fallback` accepted. Each
+ * call makes an independent instance. */
+export async function load(source, { threads = 1, fallback = false } = {}) {
+  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS)
+    throw new RangeError("$name: threads must be 1 to " + MAX_THREADS + ", not " + threads);
+  const why = threads > 1 ? whyAlone() : "";
+  if (why && !fallback) throw new Error("$name: no " + threads + " threads: " + why);
+  return Network.instantiate(await compile(source), why ? 1 : threads);
 }

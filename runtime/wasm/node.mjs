@@ -1,4 +1,4 @@
-// Drives a network's ES module for spa: node node.mjs MODULE_URL FOLDER, then one command per line on stdin.
+// Drives a network's ES module for spa: node node.mjs MODULE_URL FOLDER THREADS, then one command per line on stdin.
 //   run    read FOLDER/inputs (dense, one behind the other), run, write FOLDER/outputs
 //   step   run once more on the same inputs
 //   part I  run the I-th step alone; parts  how many there are
@@ -6,9 +6,9 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 
-const [url, folder] = process.argv.slice(2);
+const [url, folder, threads] = process.argv.slice(2);
 const { load, inputs, outputs } = await import(url);
-const net = await load();
+const net = await load(undefined, { threads: Number(threads) });
 
 function timed(run) {
   const begin = performance.now();

@@ -62,7 +62,7 @@ def bench(
     _warn_of_few_cores(threads)
     results = []
     for subject in subjects:
-        bundle = _bundle(subject, target, shapes)
+        bundle = _bundle(subject, target, shapes, threads)
         ours = _open(bundle, target, engine, threads)
         try:
             theirs, close = _opponent(against, bundle, target, engine, shapes, threads)
@@ -101,11 +101,13 @@ def _warn_of_few_cores(threads: int) -> None:
         click.echo(f"{threads} threads on {cores} cores: they will wait for each other", err=True)
 
 
-def _bundle(subject: Path, target: str, shapes: tuple[str, ...]) -> Bundle:
+def _bundle(subject: Path, target: str, shapes: tuple[str, ...], threads: int) -> Bundle:
     from spa.cli.options import parse_shapes
     from spa.codegen.bundle import Bundle, compile
 
-    return Bundle.load(subject) if subject.is_dir() else compile(subject, target, shapes=parse_shapes(shapes))
+    if subject.is_dir():
+        return Bundle.load(subject)
+    return compile(subject, target, shapes=parse_shapes(shapes), wasm_threads=threads > 1)
 
 
 def _feeds(bundle: Bundle) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _opponent(
         return web.step, web.close
     if not Path(against).exists():
         raise UsageError(f"no such opponent: {against}", hint="onnxruntime, onnxruntime-web, a bundle or a model")
-    other = _open(_bundle(Path(against), target, shapes), target, engine, threads)
+    other = _open(_bundle(Path(against), target, shapes, threads), target, engine, threads)
     return other.step, other.close
 
 

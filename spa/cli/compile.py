@@ -35,6 +35,9 @@ from spa.cli.options import cuda_options, parse_shapes
 @click.option(
     "--relaxed-simd", is_flag=True, help="wasm: fused multiply-adds; engines without relaxed SIMD refuse the module."
 )
+@click.option(
+    "--wasm-threads", is_flag=True, help="wasm: a module whose memory workers share, for --threads of run and bench."
+)
 @cuda_options
 @click.option("-n", "--dry-run", is_flag=True, help="Compile and say what comes of it; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -48,6 +51,7 @@ def compile(
     shapes: tuple[str, ...],
     host_level: str | None,
     relaxed_simd: bool,
+    wasm_threads: bool,
     cuda_archs: str | None,
     precision: str | None,
     dry_run: bool,
@@ -72,6 +76,7 @@ def compile(
         cuda_archs=cuda_archs,
         precision=precision,
         relaxed_simd=relaxed_simd,
+        wasm_threads=wasm_threads,
     )
     seconds = round(time.perf_counter() - begin, 3)
     rows = {

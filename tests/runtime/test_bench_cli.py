@@ -96,7 +96,6 @@ def test_without_npm_it_says_what_to_install(model: Path, monkeypatch: pytest.Mo
         (["--target", "host", "--against", "onnxruntime-web"], 2, "runs wasm"),
         (["--target", "wasm", "--engine", "wasmtime", "--against", "onnxruntime-web"], 2, "--engine node"),
         (["--against", "nobody"], 2, "no such opponent"),
-        (["--target", "wasm", "--threads", "2"], 3, "one thread"),
     ],
 )
 def test_what_cannot_be_compared(model: Path, arguments: list[str], code: int, said: str) -> None:
