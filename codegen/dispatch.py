@@ -11,8 +11,9 @@ To add a family: a module in `codegen/kernels/` with a function `offer(layer, ta
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -24,6 +25,9 @@ from spa.codegen.program import DTYPES, Tensor
 from spa.codegen.target import Target
 from spa.codegen.views import view_of
 
+Phase = Literal["layers", "moves", "elementwise"]
+IN_PLACE = ("MatMul", "Transpose")  # their operands are read through views
+VIEWED = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Identity")
 ROWS = ("Gemm", "MatMul", "Softmax", "LayerNormalization", "RMSNormalization")  # channels last, rows in memory
 
 
@@ -46,31 +50,32 @@ class Chosen:
 
 
 def dispatch(model: onnx.ModelProto, target: Target, families: Sequence[Offer]) -> Chosen:
-    """Choose for every node of a prepared model: first for layers with what follows them, then for the element-wise
-    operators that followed none. The input is not changed."""
+    """Choose for every node of a prepared model: first for layers with what follows them, then for the Transposes that
+    no layer reads in place, then for the element-wise operators that followed none. The input is not changed."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     if not families:
         return Chosen(result, {})
     kernels: dict[str, tuple[tuple[Layer, Kernel], ...]] = {}
-    for elementwise in (False, True):
-        kernels |= _choose_all(result, target, families, elementwise, len(kernels))
+    for phase in ("layers", "moves", "elementwise"):
+        kernels |= _choose_all(result, target, families, phase, len(kernels))
     return Chosen(result, kernels)
 
 
 def _choose_all(
-    model: onnx.ModelProto, target: Target, families: Sequence[Offer], elementwise: bool, named: int
+    model: onnx.ModelProto, target: Target, families: Sequence[Offer], phase: Phase, named: int
 ) -> dict[str, tuple[tuple[Layer, Kernel], ...]]:
-    """Replace layers, or element-wise chains, in `model`; `named`: kernels that have their names already."""
+    """Replace in `model` what belongs to a phase; `named`: kernels that have their names already."""
     consts = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     graph = Graph(model.graph, _tensors(model), consts)
     taken: set[int] = set()
     placed: dict[int, onnx.NodeProto] = {}
     found: dict[Hashable, str] = {}
     served: dict[str, list[tuple[int, Layer, Kernel]]] = {}
-    for at, node in enumerate(graph.nodes):
-        layer = None if at in taken or (node.op_type in ATTRIBUTES) != elementwise else _layer(node, graph, taken)
-        if layer is None:
+    needed = _needed(graph)
+    for at, node in _ordered(graph, phase):
+        layer = None if at in taken else _layer(node, graph, taken)
+        if layer is None or (phase == "moves" and layer.output.name not in needed):
             continue
         for fused, chained in _fusions(layer, node, graph, at, taken):
             kernel = choose(fused, target, families)
@@ -78,16 +83,18 @@ def _choose_all(
                 behind = chained
                 break
         else:
+            _need(graph, needed, node.input)
             continue
         key = (kernel.key, fused.output.shape) if kernel.key is not None else object()
         op = found.setdefault(key, f"{kernel.family}_{named + len(found)}")
         others = served.setdefault(op, [])
         packed = [f"{op}.{len(others)}.{i}" for i in range(len(kernel.weights))]
         names = [fused.views[i].source if kernel.viewed and i in fused.views else n for i, n in enumerate(node.input)]
-        names = ([] if elementwise else names) + list(behind.tensors)
+        names = ([] if phase == "elementwise" else names) + list(behind.tensors)
         inputs = [names[i] for i in kernel.activations] + packed
         where = max([at, *behind.nodes])
         placed[where] = helper.make_node(op, inputs, [behind.output], name=layer.name)
+        _need(graph, needed, inputs)
         taken |= {at, *behind.nodes}
         others.append((where, fused, kernel))
     for op, rows in served.items():
@@ -109,6 +116,35 @@ def _choose_all(
     }
 
 
+def _ordered(graph: Graph, phase: Phase) -> Iterator[tuple[int, onnx.NodeProto]]:
+    """The nodes of a phase. Moves from the last to the first: one may read through those before it."""
+    for at, node in enumerate(graph.nodes) if phase != "moves" else reversed(list(enumerate(graph.nodes))):
+        own = "elementwise" if node.op_type in ATTRIBUTES else "moves" if node.op_type == "Transpose" else "layers"
+        if own == phase:
+            yield at, node
+
+
+def _needed(graph: Graph) -> set[str]:
+    """Values that must be there whatever Transposes are read in place: what others than moves read, and from where."""
+    needed: set[str] = set()
+    _need(graph, needed, graph.outputs)
+    for node in graph.nodes:
+        if node.op_type not in VIEWED:
+            _need(graph, needed, {*node.input, *_outer(node)})
+    return needed
+
+
+def _need(graph: Graph, needed: set[str], names: Iterable[str]) -> None:
+    """Add `names`, and where each of them is moved from, up to the next Transpose."""
+    for name in names:
+        if name in needed:
+            continue
+        needed.add(name)
+        node = graph.nodes[graph.producer[name]] if name in graph.producer else None
+        if node is not None and node.op_type in VIEWED and node.op_type != "Transpose":
+            _need(graph, needed, node.input)
+
+
 def _fusions(
     layer: Layer, node: onnx.NodeProto, graph: Graph, at: int, taken: set[int]
 ) -> Iterator[tuple[Layer, Chain]]:
@@ -119,7 +155,7 @@ def _fusions(
             if itself.tensors:
                 yield _fused(replace(layer, inputs=(), consts={}), itself, graph.tensors), itself
         return
-    rows = node.op_type in ROWS
+    rows = node.op_type in (*ROWS, "Transpose")
     behind = chain(graph, at, -1 if rows else 1, taken, broadcast=rows, transpose=node.op_type == "MatMul")
     yield _fused(layer, behind, graph.tensors), behind
     if behind.nodes:
@@ -197,5 +233,5 @@ def _layer(node: onnx.NodeProto, graph: Graph, taken: set[int]) -> Layer | None:
         inputs=tuple(tensors.get(n) for n in node.input),
         output=tensors[node.output[0]],
         consts={i: graph.consts[n] for i, n in enumerate(node.input) if n in graph.consts},
-        views={i: view_of(graph, n, taken) for i, n in enumerate(node.input)} if node.op_type == "MatMul" else {},
+        views={i: view_of(graph, n, taken) for i, n in enumerate(node.input)} if node.op_type in IN_PLACE else {},
     )

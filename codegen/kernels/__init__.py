@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spa.codegen.kernels import batched, conv, depthwise, elementwise, gemm, matvec, pool, rows, spmm
+from spa.codegen.kernels import batched, conv, depthwise, elementwise, gemm, matvec, moves, pool, rows, spmm
 from spa.codegen.layer import Offer
 
 FAMILIES: tuple[Offer, ...] = (
@@ -12,6 +12,7 @@ FAMILIES: tuple[Offer, ...] = (
     batched.offer,
     depthwise.offer,
     conv.offer,
+    moves.offer,
     pool.offer,
     rows.offer,
     elementwise.offer,
