@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from spa.codegen.cuda.simt import SimtTile
 from spa.codegen.cuda.tile import Tile
+from spa.codegen.cuda.wgmma_tile import WgmmaTile
 
 DENSE = (
     Tile(128, 256, 32, 64, 64, 3),
@@ -23,6 +24,18 @@ TWO_OF_FOUR = (
     Tile(64, 128, 64, 32, 32, 3),
     Tile(64, 64, 64, 32, 32, 3),
     Tile(32, 64, 64, 16, 32, 3),
+)
+WGMMA_DENSE = (  # big: few bytes from the L2 for what is multiplied; small: two blocks on a multiprocessor
+    WgmmaTile(128, 256, 2, 4),
+    WgmmaTile(256, 128, 2, 4),
+    WgmmaTile(128, 128, 2, 3),
+    WgmmaTile(64, 128, 1, 4),
+)
+WGMMA_TWO_OF_FOUR = (
+    WgmmaTile(256, 128, 2, 6),
+    WgmmaTile(128, 256, 2, 5),
+    WgmmaTile(128, 128, 2, 4),
+    WgmmaTile(64, 128, 1, 4),
 )
 BLOCKS = (  # the size of a block is m and k of its tile
     Tile(32, 128, 32, 32, 32, 3),

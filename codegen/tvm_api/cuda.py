@@ -13,6 +13,8 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tvm.backend.cuda.op import cuda_cvta_generic_to_shared, cuda_func_call
+
 from spa.codegen.tvm_api.cuda_schedules import bind_rest, cuda_target
 from spa.codegen.tvm_api.cuda_schedules import schedule_cuda as schedule_cuda
 from spa.codegen.tvm_api.library import PrimFunc, first_line, ir_builder, s_tir, tirx, tvm
@@ -56,6 +58,17 @@ def ptx(instruction: str, *operands: Any) -> None:
     """One PTX instruction as a statement of the kernel being written; operands flat, destinations first."""
     builder = ir_builder.tirx
     builder.evaluate(builder.ptx[instruction](*operands))
+
+
+def device_function(name: str, source: str, *operands: Any) -> None:
+    """A call of a device function, as a statement; `source` defines it, once per file. Operands that it takes by reference
+    are elements of buffers."""
+    ir_builder.tirx.evaluate(cuda_func_call(name, *operands, source_code=source))
+
+
+def shared_address(pointer: Any) -> Any:
+    """The number, uint32, by which PTX knows a place in shared memory."""
+    return cuda_cvta_generic_to_shared(pointer)
 
 
 def _passes(own: bool) -> list[Any]:

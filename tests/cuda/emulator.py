@@ -14,6 +14,7 @@ from expressions import expression, numpy_type
 from instructions import instruction
 from machine import Array, Memory, Threads
 from state import Diverged, State, Statement
+from warpgroup import Products, device_function
 
 from spa.codegen.tvm_api import tirx
 from spa.codegen.tvm_api import tvm as tvm_module
@@ -29,7 +30,7 @@ def launch(function: Any, arguments: Sequence[Array], grid: Sequence[int], block
     first = 0
     while first < blocks:
         threads = Threads(first, min(batch, blocks - first), tuple(grid), tuple(block))
-        state = State(threads)
+        state = State(threads, products=Products())
         for parameter, array in zip(function.params, arguments, strict=True):
             state.memories[parameter] = Memory(str(parameter.name), array.reshape(1, -1), "global", threads, True)
         state.variables["shared"] = shared
@@ -42,6 +43,7 @@ def launch(function: Any, arguments: Sequence[Array], grid: Sequence[int], block
             continue
         first += threads.blocks
         assert not any(state.groups) and not state.issued, "copies that nobody waited for"
+        assert not state.products.sums, "products that nobody waited for"
 
 
 # Statements ------------------------------------------------------------------------------------------------------
@@ -106,7 +108,12 @@ def _allocate(node: Any) -> Statement:
         cells.view(np.uint8)[...] = 0xFF  # NaN, or a number nobody expects
         if scope == "shared.dyn":
             assert cells[0].nbytes <= s.variables["shared"], "the launch asks for too little shared memory"
-        s.memories[buffer] = Memory(str(buffer.name), cells, "shared" if shared else "local", s.threads, shared)
+        memory = Memory(str(buffer.name), cells, "shared" if shared else "local", s.threads, shared)
+        if shared:  # one behind the other, from an address that is aligned to little
+            memory.base = max(
+                (m.base + m.cells[0].nbytes + 63 & ~63 for m in s.memories.values() if m.base), default=1088
+            )
+        s.memories[buffer] = memory
 
     return run
 
@@ -181,6 +188,8 @@ def _evaluate(node: Any) -> Statement:
     if name == "tvm_storage_sync":
         scope = str(call.args[0].value)
         return lambda s: s.threads.warp_barrier() if scope == "warp" else s.threads.barrier(s.mask)
+    if name == "cuda.func_call":
+        return device_function(call)
     if name.startswith("ptx."):
         return instruction(call)
     value = expression(call)

@@ -161,7 +161,7 @@ def _load(node: Any) -> Expr:
 
     def run(s: State) -> Any:
         memory, at = s.memories[buffer], index(s)
-        if memory.scope == "local" and np.ndim(at) == 0:
+        if memory.scope == "local" and np.ndim(at) == 0 and memory.guarded is None:
             return memory.cells[:, int(at)].copy()
         lanes = s.active()
         if np.ndim(at) == 2:

@@ -27,6 +27,10 @@ def instruction(call: Any) -> Statement:
     tokens = [str(a.value) for a in call.args if isinstance(a, tvm_module.ir.StringImm)]
     operands = [a for a in call.args if not isinstance(a, tvm_module.ir.StringImm)]
     mnemonic = call.op.name.removeprefix("tirx.ptx.")
+    if mnemonic.startswith(("wgmma", "fence")):
+        from warpgroup import ordering
+
+        return ordering(tokens, operands)
     if "async" in tokens and "commit_group" in tokens:
         return _commit
     if "async" in tokens and "wait_group" in tokens:

@@ -73,6 +73,8 @@ class Memory:
     threads: Threads
     tracked: bool = False
     size: int = field(init=False)
+    base: int = 0  # of shared memory: the byte address where it begins
+    guarded: Array | None = None  # of registers: those that products use
 
     def __post_init__(self) -> None:
         self.size = self.cells.shape[1]
@@ -83,6 +85,7 @@ class Memory:
             self.write_epoch, self.read_epoch = np.full(shape, -1), np.full(shape, -1)
             self.write_warp_epoch, self.read_warp_epoch = np.full(shape, -1), np.full(shape, -1)
             self.in_flight = np.zeros(shape, bool)
+            self.unfenced, self.fenced_epoch = np.zeros(shape, bool), np.full(shape, -1)  # see `warpgroup`
 
     def instance(self, lanes: Array) -> Any:
         return lanes if self.scope == "local" else self.threads.block_of[lanes] if self.scope == "shared" else 0 * lanes
@@ -116,6 +119,7 @@ class Memory:
                 self.cells[at], np.broadcast_to(value, self.cells[at].shape), equal_nan=self.cells.dtype.kind == "f"
             ):
                 raise Race(f"{self.name}: two threads write one cell at once")
+            self.unfenced[at] = True
             self.write_epoch[at] = self.threads.epoch[self.threads.block_of[who]]
             self.write_warp_epoch[at] = self.threads.warp_epoch[self.threads.warp_of[who]]
 
@@ -138,6 +142,8 @@ class Memory:
     def _check(self, lanes: Array, index: Array) -> None:
         if index.size and (index.min() < 0 or index.max() >= self.size):
             raise OutOfBounds(f"{self.name}[{index.min()}..{index.max()}], {self.size} elements")
+        if self.guarded is not None and self.guarded[index].any():
+            raise Race(f"{self.name}: a register that products use, and nobody has waited for them")
 
     def _ordered(self, at: Any, who: Array, other: Array, epoch: Array, warp_epoch: Array, what: str) -> None:
         t = self.threads

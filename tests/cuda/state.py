@@ -23,6 +23,7 @@ class State:
     mask: Array | None = None
     issued: list[Any] = field(default_factory=list)
     groups: list[list[Any]] = field(default_factory=list)
+    products: Any = None
 
     def active(self) -> Array:
         return self.threads.lane if self.mask is None else np.flatnonzero(self.mask)
@@ -38,6 +39,11 @@ class Place:
 
     memory: Memory
     index: Array
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+        """The byte addresses."""
+        numbers = self.memory.base + self.index * self.memory.cells.itemsize
+        return np.asarray(numbers, dtype or np.uint32)
 
 
 class Diverged(Exception):
