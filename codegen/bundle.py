@@ -50,7 +50,7 @@ class Bundle:
         return tuple(self.manifest["targets"])
 
     def run(self, feeds: Mapping[str, Array], target: str | None = None, engine: str | None = None) -> dict[str, Array]:
-        """Outputs by name. Without `target`: the only one, or `host`. `engine`: native, qemu, wasmtime or node."""
+        """Outputs by name. Without `target`: the only one, or `host`. `engine`: native, qemu, wasmtime, node, chromium."""
         from spa.runtime.run import run
 
         return run(self.path, feeds, target, engine)

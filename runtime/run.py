@@ -1,4 +1,4 @@
-"""Running the artifacts of a bundle: natively, under qemu, in wasmtime and in Node."""
+"""Running the artifacts of a bundle: natively, under qemu, in wasmtime, in Node and in Chromium."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from spa.runtime.module import Node, Wasmtime
 from spa.runtime.tensor import Array
 from spa.runtime.toolchain import runs_here
 
-ENGINES = {"host": ("native",), "arm": ("native", "qemu"), "wasm": ("wasmtime", "node"), "cuda": ("driver",)}
+ENGINES = {
+    "host": ("native",),
+    "arm": ("native", "qemu"),
+    "wasm": ("wasmtime", "node", "chromium"),
+    "cuda": ("driver",),
+}
 
 
 def engines(name: str, triple: str) -> tuple[str, ...]:
@@ -37,8 +42,9 @@ def run(
         loaded.close()
 
 
-def open_engine(target: Target, engine: str | None = None, threads: int = 1) -> Engine:
-    """Load a target; without `engine`, arm runs natively where it can and under qemu elsewhere, wasm in wasmtime."""
+def open_engine(target: Target, engine: str | None = None, threads: int = 1, beside: Engine | None = None) -> Engine:
+    """Load a target; without `engine`, arm runs natively where it can and under qemu elsewhere, wasm in wasmtime. In
+    Chromium it shares the page of the one it is to run `beside`."""
     choices = engines(target.name, target.triple)
     if engine is not None and engine not in choices:
         raise UsageError(f"'{engine}' does not run the target '{target.name}'", hint="one of " + ", ".join(choices))
@@ -49,6 +55,10 @@ def open_engine(target: Target, engine: str | None = None, threads: int = 1) -> 
 
         return Cuda(target)
     if "node" in choices:
+        if engine == "chromium":
+            from spa.runtime.browser import Chromium
+
+            return Chromium(target, threads, beside.tab if isinstance(beside, Chromium) else None)
         return Node(target, threads) if engine == "node" else Wasmtime(target, threads)
     here = runs_here(target.triple, target.cpu)
     if "qemu" in choices and (engine == "qemu" or (engine is None and not here)):

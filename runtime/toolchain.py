@@ -19,6 +19,7 @@ INSTALL = {
     "qemu-aarch64": "apt-get install qemu-user-static",
     "node": "apt-get install nodejs",
     "npm": "apt-get install npm",
+    "chromium": "apt-get install chromium, or set SPA_CHROMIUM to the path of Chromium or Chrome",
 }
 # Other systems, where they differ from Linux: platform.system() -> tool -> how
 ELSEWHERE = {
@@ -26,11 +27,13 @@ ELSEWHERE = {
         "qemu-aarch64": "not to be had for macOS: run arm artifacts on a board or in a Linux container",
         "node": "brew install node",
         "npm": "brew install node",
+        "chromium": "brew install --cask chromium, or set SPA_CHROMIUM to the path of Chromium or Chrome",
     },
     "Windows": {
         "qemu-aarch64": "not to be had for Windows: run arm artifacts on a board or in WSL",
         "node": "winget install OpenJS.NodeJS.LTS",
         "npm": "winget install OpenJS.NodeJS.LTS",
+        "chromium": "not driven on Windows: use WSL",
     },
 }
 NO_TVM = "not to be had for Intel Macs: compile in a Linux container"
@@ -41,7 +44,9 @@ PURPOSE = {
     "qemu-aarch64": "runs arm artifacts on other machines",
     "node": "runs wasm artifacts through their ES module",
     "npm": "installs onnxruntime-web for spa bench --against",
+    "chromium": "runs wasm artifacts in a page",
 }
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MODULES = {"tvm": "tvm", "wasmtime": "wasmtime"}
 
 
@@ -66,6 +71,11 @@ def find(tool: str) -> str | None:
                 return str(binary)
     if tool == "qemu-aarch64":
         return shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if tool == "chromium":
+        if os.name == "nt":  # it takes pipes by number there
+            return None
+        names = (os.environ["SPA_CHROMIUM"],) if os.environ.get("SPA_CHROMIUM") else CHROMIUM
+        return next((path for name in names if (path := shutil.which(name))), None)
     return shutil.which(tool)
 
 

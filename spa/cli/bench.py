@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("bench")
 @click.argument("subjects", nargs=-1, type=click.Path(path_type=Path), metavar="BUNDLE|MODEL...")
 @click.option("--target", default="host", show_default=True, help="host or wasm; arm on an aarch64 machine.")
-@click.option("--engine", type=click.Choice(["native", "wasmtime", "node"]), help="What runs it.")
+@click.option("--engine", type=click.Choice(["native", "wasmtime", "node", "chromium"]), help="What runs it.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of ours and of theirs.")
 @click.option("--against", metavar="onnxruntime|onnxruntime-web|BUNDLE|MODEL", help="Whom to run in turn with it.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME:1,3,224,224", help="Fix the shape of a model's input.")
@@ -65,7 +65,7 @@ def bench(
         bundle = _bundle(subject, target, shapes, threads)
         ours = _open(bundle, target, engine, threads)
         try:
-            theirs, close = _opponent(against, bundle, target, engine, shapes, threads)
+            theirs, close = _opponent(against, bundle, target, engine, shapes, threads, ours)
             try:
                 timing = measure(ours.step, theirs, runs=runs)
             finally:
@@ -88,9 +88,9 @@ def _engine_for(engine: str | None, against: str | None, target: str) -> str | N
         return engine
     if target != "wasm":
         raise UsageError("onnxruntime-web runs wasm", f"--target {target}", "--target wasm, or --against onnxruntime")
-    if engine not in (None, "node"):
-        raise UsageError(f"onnxruntime-web does not run in {engine}", hint="--engine node")
-    return "node"
+    if engine not in (None, "node", "chromium"):
+        raise UsageError(f"onnxruntime-web does not run in {engine}", hint="--engine node or --engine chromium")
+    return engine or "node"
 
 
 def _warn_of_few_cores(threads: int) -> None:
@@ -124,12 +124,12 @@ def _feeds(bundle: Bundle) -> dict[str, Any]:
     return feeds
 
 
-def _open(bundle: Bundle, target: str, engine: str | None, threads: int) -> Engine:
+def _open(bundle: Bundle, target: str, engine: str | None, threads: int, beside: Engine | None = None) -> Engine:
     from spa.runtime.library import Qemu
     from spa.runtime.load import target_of
     from spa.runtime.run import open_engine
 
-    running = open_engine(target_of(bundle.path, target), engine, threads)
+    running = open_engine(target_of(bundle.path, target), engine, threads, beside)
     if isinstance(running, Qemu):
         running.step()  # raises: emulation says nothing about time
     running.run(_feeds(bundle))
@@ -137,20 +137,25 @@ def _open(bundle: Bundle, target: str, engine: str | None, threads: int) -> Engi
 
 
 def _opponent(
-    against: str | None, bundle: Bundle, target: str, engine: str | None, shapes: tuple[str, ...], threads: int
+    against: str | None,
+    bundle: Bundle,
+    target: str,
+    engine: str | None,
+    shapes: tuple[str, ...],
+    threads: int,
+    ours: Engine,
 ) -> tuple[Step | None, Callable[[], None]]:
-    from spa.runtime.opponents import Web, onnxruntime_step
+    from spa.runtime.opponents import onnxruntime_step, web
 
     if against is None:
         return None, lambda: None
     if against == "onnxruntime":
         return onnxruntime_step(bundle.path / "model.onnx", _feeds(bundle), threads), lambda: None
     if against == "onnxruntime-web":
-        web = Web(bundle.path / "model.onnx", _feeds(bundle), threads)
-        return web.step, web.close
+        return web(bundle.path / "model.onnx", _feeds(bundle), threads, ours)
     if not Path(against).exists():
         raise UsageError(f"no such opponent: {against}", hint="onnxruntime, onnxruntime-web, a bundle or a model")
-    other = _open(_bundle(Path(against), target, shapes, threads), target, engine, threads)
+    other = _open(_bundle(Path(against), target, shapes, threads), target, engine, threads, ours)
     return other.step, other.close
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", "sink", type=click.Path(path_type=Path), metavar="Y.npz", help="Write the outputs there."
 )
-@click.option("--engine", type=click.Choice(["native", "qemu", "wasmtime", "node"]), help="What runs it.")
+@click.option("--engine", type=click.Choice(["native", "qemu", "wasmtime", "node", "chromium"]), help="What runs it.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads that share the work.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def run(

@@ -64,7 +64,7 @@ def test_against_onnxruntime_with_a_profile(model: Path) -> None:
 
 
 def test_wasm_profile_and_another_model(model: Path) -> None:
-    for engine in ("wasmtime", "node"):
+    for engine in ("wasmtime", "node", "chromium"):
         if find(engine) is None:
             continue
         row = document(
@@ -73,11 +73,20 @@ def test_wasm_profile_and_another_model(model: Path) -> None:
         assert row["ratio"] > 0 and row["peak_gmacs"] > 0 and len(row["layers"]) == 1
 
 
-def test_against_onnxruntime_web(model: Path) -> None:
-    if os.environ.get("SPA_ORT_WEB") is None or find("node") is None:
-        pytest.skip("needs node, and the folder of onnxruntime-web's dist in SPA_ORT_WEB")
-    row = document("bench", model, "--target", "wasm", "--against", "onnxruntime-web", "--runs", 5)
-    assert row["against"]["name"] == "onnxruntime-web" and row["ratio"] > 0
+@pytest.mark.parametrize("engine", ["node", "chromium"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_against_onnxruntime_web(model: Path, engine: str, threads: int) -> None:
+    if os.environ.get("SPA_ORT_WEB") is None or find(engine) is None:
+        pytest.skip(f"needs {engine}, and the folder of onnxruntime-web's dist in SPA_ORT_WEB")
+    options = ["--target", "wasm", "--engine", engine, "--threads", threads, "--runs", 5]
+    row = document("bench", model, *options, "--against", "onnxruntime-web")
+    assert row["against"]["name"] == "onnxruntime-web" and row["ratio"] > 0 and row["threads"] == threads
+
+
+def test_without_a_browser_it_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPA_CHROMIUM", "/nowhere/chromium")
+    code, _, err = spa("bench", model, "--target", "wasm", "--engine", "chromium")
+    assert code == 4 and "chromium is not installed" in err and "SPA_CHROMIUM" in err
 
 
 def test_without_npm_it_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -104,9 +113,10 @@ def test_what_cannot_be_compared(model: Path, arguments: list[str], code: int, s
     assert said in err
 
 
-def test_run_with_threads(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["host", "wasm"])
+def test_run_with_threads(model: Path, tmp_path: Path, target: str) -> None:
     built = tmp_path / "net.spa"
-    document("compile", model, "-o", built)
+    document("compile", model, "-o", built, "--target", target, "--wasm-threads")
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(1).standard_normal((1, 8, 12, 12)).astype(np.float32))
     outputs = []
     for threads in (1, 3):
