@@ -11,15 +11,13 @@ from functools import partial
 
 import numpy as np
 
-from spa.codegen.cuda import depthwise, few, pack, simt, table
+from spa.codegen.cuda import depthwise, few, pack, simt, table, wgmma_offer
 from spa.codegen.cuda.cost import SPARSE_BELOW, Arch, Work, arch_of, microseconds, transfer_us
-from spa.codegen.cuda.layers import Matrix, matrix_of
+from spa.codegen.cuda.layers import Matrix, ending_of, matrix_of, reaches, residual_behind
 from spa.codegen.cuda.product import Form, Product, build_product
 from spa.codegen.cuda.sources import Planes, Rows
 from spa.codegen.cuda.tile import Tile
 from spa.codegen.cuda.words import BFLOAT, HALF, NARROW
-from spa.codegen.cuda.writer import Ending
-from spa.codegen.kernels.epilogue import sizes_of, splits
 from spa.codegen.kernels.vector import FLOAT, covering, product
 from spa.codegen.layer import Array, Kernel, Layer
 from spa.codegen.target import Target
@@ -44,8 +42,9 @@ class Candidate:
 
 def offer(layer: Layer, target: Target) -> Kernel | None:
     """The fastest candidate; a sparse one only where it beats the best dense one by a margin."""
+    layer = residual_behind(layer)
     matrix = matrix_of(layer)
-    if matrix is None or layer.strides or not _reaches(layer, matrix):
+    if matrix is None or not reaches(layer, matrix):
         return None
     arch = arch_of(target.cpu)
     found = [*candidates(layer, matrix, arch, OPERANDS[target.features[0]])]
@@ -62,7 +61,8 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
 def candidates(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterator[Candidate]:
     """All kernels that could compute a layer with operands rounded to this type; activations that are narrow stay as they are."""
     s = matrix.source
-    operand = s.dtype if s.dtype in NARROW else operand
+    if s.dtype in NARROW and (operand != FLOAT or pack.is_exact(matrix.weight, s.dtype)):
+        operand = s.dtype
     if isinstance(s, Planes) and s.channels == 1 and s.groups > 1:
         yield _depthwise(layer, matrix, s, arch)
         return
@@ -75,17 +75,15 @@ def candidates(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterat
         yield from _simt(layer, matrix, arch)
 
 
-def _reaches(layer: Layer, matrix: Matrix) -> bool:
-    """Whether what follows can read its operands where a product's results are: in rows, or pixel by pixel."""
-    broadcast = [a for s in layer.epilogue for a in s.args if a.axes]
-    return not broadcast or (isinstance(matrix.source, Rows) and splits(layer.epilogue, matrix.m))
-
-
 # Tensor cores ----------------------------------------------------------------------------------------------------
 
 
 def _tensor(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterator[Candidate]:
     w = matrix.weight
+    for shape, big, us in wgmma_offer.predicted(matrix, arch):
+        why, ending = _why(matrix, us, arch), ending_of(layer, matrix)
+        make = partial(wgmma_offer.kernel_of, layer, matrix, shape, big, operand, ending, why)
+        yield Candidate("wgmma", shape, big.name, us, make)
     for tile in table.DENSE:
         yield _product(layer, matrix, arch, operand, tile, "dense", covering(matrix.source.k, tile.k))
     density = np.count_nonzero(w) / max(w.size, 1)
@@ -144,7 +142,7 @@ def _make_product(
         source=matrix.source,
         tile=tile,
         form=form,
-        ending=_ending(layer, matrix),
+        ending=ending_of(layer, matrix),
         blocks=len(packed[-1]) if form == "bsr" else 0,
         operand=operand,
     )
@@ -186,7 +184,7 @@ def _make_simt(layer: Layer, matrix: Matrix, tile: simt.SimtTile, us: float, arc
         groups=matrix.groups,
         source=matrix.source,
         tile=tile,
-        ending=_ending(layer, matrix),
+        ending=ending_of(layer, matrix),
     )
     return Kernel(
         family="simt",
@@ -255,7 +253,7 @@ def _make_few(
         rows=rows,
         stored=len(values),
         w_dtype=dtype,
-        ending=_ending(layer, matrix),
+        ending=ending_of(layer, matrix),
         pattern=pattern,
     )
     return Kernel(
@@ -278,7 +276,7 @@ def _depthwise(layer: Layer, matrix: Matrix, s: Planes, arch: Arch) -> Candidate
         p = depthwise.Depthwise(
             m=matrix.m,
             source=s,
-            ending=_ending(layer, matrix),
+            ending=ending_of(layer, matrix),
         )
         return Kernel(
             family="depthwise",
@@ -292,11 +290,6 @@ def _depthwise(layer: Layer, matrix: Matrix, s: Planes, arch: Arch) -> Candidate
         )
 
     return Candidate("depthwise", "dense", "", us, make)
-
-
-def _ending(layer: Layer, matrix: Matrix) -> Ending:
-    vectors, dtype = len(layer.channels), layer.output.dtype
-    return Ending(matrix.bias is not None, layer.epilogue, vectors, sizes_of(layer), dtype)
 
 
 def _why(matrix: Matrix, us: float, arch: Arch) -> str:

@@ -1,17 +1,20 @@
-"""A layer as a product with a constant matrix: its weights [groups, m, k] and where its activations come from."""
+"""A layer as a product with a constant matrix: its weights [groups, m, k], where its activations come from, how it ends."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from spa.codegen.cuda.sources import Planes, Rows, Source
-from spa.codegen.kernels.vector import product
+from spa.codegen.cuda.words import NARROW
+from spa.codegen.cuda.writer import Ending
+from spa.codegen.kernels.epilogue import sizes_of, splits
+from spa.codegen.kernels.vector import FLOAT, product
 from spa.codegen.kernels.window import window_of
-from spa.codegen.layer import Array, Layer
+from spa.codegen.layer import Arg, Array, Layer, Step
 
-FLOATS = ("float32", "float16")
+FLOATS = (FLOAT, *NARROW)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,7 @@ def matrix_of(layer: Layer) -> Matrix | None:
     x, weight, operands = layer.inputs[0], layer.consts.get(1), layer.operands
     if x is None or 0 in layer.consts or weight is None:
         return None
-    if weight.dtype.name not in FLOATS or x.dtype != weight.dtype.name or layer.output.dtype != x.dtype:
+    if {weight.dtype.name, x.dtype, layer.output.dtype} - {*FLOATS}:
         return None
     if layer.op == "MatMul":
         if weight.ndim != 2 or len(x.shape) < 2:
@@ -55,7 +58,7 @@ def matrix_of(layer: Layer) -> Matrix | None:
 def _gemm(layer: Layer, weight: Array) -> Matrix | None:
     x, get, given = layer.inputs[0], layer.attributes, layer.consts.get(2)
     assert x is not None
-    if get.get("transA", 0) or weight.ndim != 2 or len(x.shape) != 2:
+    if get.get("transA", 0) or weight.ndim != 2:
         return None
     matrix = (weight if get.get("transB", 0) else weight.T) * weight.dtype.type(get.get("alpha", 1.0))
     bias = None
@@ -63,7 +66,7 @@ def _gemm(layer: Layer, weight: Array) -> Matrix | None:
         if given.size != 1 and (given.size != len(matrix) or given.shape[-1] != given.size):
             return None
         bias = np.broadcast_to(given.reshape(-1) * given.dtype.type(get.get("beta", 1.0)), (len(matrix),))
-    return Matrix(matrix[None], bias, Rows(x.shape[0], x.shape[1], x.dtype))
+    return Matrix(matrix[None], bias, Rows(product(x.shape[:-1]), x.shape[-1], x.dtype))
 
 
 def _conv(layer: Layer, weight: Array) -> Matrix | None:
@@ -78,3 +81,61 @@ def _conv(layer: Layer, weight: Array) -> Matrix | None:
     if groups == 1 and product(window.size) == product(window.kernel) == product(window.out) == 1:
         source = Rows(x.shape[0], x.shape[1], x.dtype)
     return Matrix(flat, layer.consts.get(2), source)
+
+
+def residual_behind(layer: Layer) -> Layer:
+    """A Gemm that adds an activation as large as its result, with that sum as the first step behind it."""
+    added = layer.inputs[2] if layer.op == "Gemm" and len(layer.operands) == 3 else None
+    x, weight = layer.inputs[0], layer.consts.get(1)
+    if added is None or 2 in layer.consts or layer.attributes.get("beta", 1.0) != 1 or x is None or weight is None:
+        return layer
+    if added.shape != (x.shape[0], weight.shape[0 if layer.attributes.get("transB", 0) else 1]):
+        return layer
+
+    def later(arg: Arg) -> Arg:
+        return replace(arg, index=arg.index + 1) if arg.kind == "value" else arg
+
+    first = Step("Add", (Arg("value", 0), Arg("tensor", 2)))
+    steps = tuple(replace(s, args=tuple(later(a) for a in s.args)) for s in layer.epilogue)
+    return replace(layer, epilogue=(first, *steps))
+
+
+def reaches(layer: Layer, matrix: Matrix) -> bool:
+    """Whether what follows can read its operands where a product's results are (in rows, or pixel by pixel), and whether
+    the results can be written where they belong."""
+    rows = isinstance(matrix.source, Rows)
+    if layer.strides and rows and layer.strides[1 if layer.op == "Conv" else -1] != 1:
+        return False
+    x = layer.inputs[0]
+    if layer.strides and layer.op != "Conv" and (x is None or len(x.shape) != len(layer.strides)):
+        return False
+    broadcast = [a for s in layer.epilogue for a in s.args if a.axes]
+    return not broadcast or (rows and splits(layer.epilogue, matrix.m))
+
+
+def ending_of(layer: Layer, matrix: Matrix) -> Ending:
+    """What follows the sums."""
+    types = tuple(t.dtype for t in (layer.inputs[i] for i in layer.tensors) if t is not None)
+    return Ending(
+        bias=matrix.bias is not None,
+        steps=layer.epilogue,
+        vectors=len(layer.channels),
+        tensors=sizes_of(layer),
+        dtype=layer.output.dtype,
+        types=types,
+        strides=_places(layer, matrix) if layer.strides else (),
+    )
+
+
+def _places(layer: Layer, matrix: Matrix) -> tuple[tuple[int, int], ...]:
+    """`Ending.strides` of a layer whose result is written through a Transpose."""
+    s, x, strides = matrix.source, layer.inputs[0], layer.strides
+    assert x is not None
+    if isinstance(s, Planes):
+        missing = (0,) * (4 - len(strides))  # one-dimensional pictures have one row
+        strides = (*strides[:2], *missing, *strides[2:])
+        return tuple(zip((x.shape[0], matrix.groups * matrix.m, *s.window.out), strides, strict=True))
+    if layer.op == "Conv":
+        return ((x.shape[0], strides[0]),)
+    assert len(x.shape) == len(strides)
+    return tuple(zip(x.shape[:-1], strides[:-1], strict=True))

@@ -17,6 +17,12 @@ def stored(w: Array, dtype: str) -> Array:
     return w.astype(ml_dtypes.bfloat16).view(np.uint16) if dtype == BFLOAT else w.astype(dtype)
 
 
+def is_exact(w: Array, dtype: str) -> bool:
+    """Whether rounding to a type changes nothing."""
+    kind = ml_dtypes.bfloat16 if dtype == BFLOAT else dtype
+    return bool((w.astype(kind).astype(w.dtype) == w).all())
+
+
 def _padded(w: Array, rows: int, columns: int) -> Array:
     """Each of [groups, m, k] with zeros up to multiples."""
     return np.pad(w, ((0, 0), (0, -w.shape[1] % rows), (0, -w.shape[2] % columns)))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from spa.codegen.cuda.words import NARROW, both, chosen, copy_async, local, named, only, unrolled
-from spa.codegen.kernels.vector import Expr, build, product
+from spa.codegen.kernels.vector import Expr, build, fits, product
 from spa.codegen.kernels.window import Window
 from spa.codegen.tvm_api import tirx
 
@@ -105,6 +105,9 @@ class Mover(Protocol):
 def mover(source: Source, x: Any, t: Tiling, shared: Any, place: Place, k_last: bool) -> Mover:
     """`place` says where an element of a tile belongs in its stage; `k_last`: neighbours there differ in k."""
     if isinstance(source, Planes):
+        lanes = fits(8, source.pixels & -source.pixels)
+        if source.pointwise and lanes > 1 and source.dtype in NARROW and str(shared.dtype) == source.dtype:
+            return _AsyncPixelMover(source, x, t, shared, place, lanes)
         return _PlaneMover(source, x, t, shared, place)
     if source.dtype in NARROW and str(shared.dtype) == source.dtype and source.k % 8 == 0 and k_last:
         return _AsyncRowMover(source, x, t, shared, place)
@@ -196,6 +199,33 @@ class _RowMover:
             for lane in range(self.r.lanes):
                 value = tirx.Shuffle([self.r.registers[i]], [tirx.IntImm("int32", lane)])
                 build.buffer_store(self.r.shared, value, [to + self.place_of(kk + lane, row)])
+
+
+class _AsyncPixelMover:
+    """Narrow pixels of pointwise convolutions, `lanes` neighbours at a time, without a stop in registers."""
+
+    def __init__(self, source: Planes, x: Any, t: Tiling, shared: Any, place: Place, lanes: int) -> None:
+        self.source, self.x, self.t, self.shared, self.place_of, self.lanes = source, x, t, shared, place, lanes
+        per_row = t.width // lanes
+        assert t.threads % per_row == 0, "threads walk over k in equal steps"
+        self.step = t.threads // per_row
+        self.column, self.row = named(t.thread % per_row * lanes), named(t.thread // per_row)
+        w, n = source.window, named(t.first + self.column)
+        picture = 0 if w.batch == 1 else n // source.pixels
+        pixel = n if w.batch == 1 else n % source.pixels
+        self.base = named((picture * w.channels + t.group * source.channels) * source.pixels + pixel)
+        self.inside = _inside(n, source.n, t.width)
+
+    def fetch(self, k: Expr, to: Expr) -> None:
+        s, t = self.source, self.t
+        with unrolled(-(-t.depth // self.step)) as i:
+            kk = self.row + i * self.step
+            exists = both(self.inside, _inside(k + kk, s.k, t.depth))
+            with only(t.depth % self.step == 0 or kk < t.depth):
+                to_pixel = to + self.place_of(kk, self.column)
+                copy_async(self.shared, to_pixel, self.x, self.base + (k + kk) * s.pixels, exists, 2 * self.lanes)
+
+    def place(self, to: Expr) -> None: ...
 
 
 class _PlaneMover:

@@ -90,14 +90,15 @@ def address(buffer: Any, index: Expr) -> Any:
     return buffer.ptr_to([index])
 
 
-def copy_async(target: Any, to: Expr, source: Any, at: Expr, condition: Any = True) -> None:
-    """16 bytes from global to shared memory, on their way until waited for; zeros where the condition fails."""
+def copy_async(target: Any, to: Expr, source: Any, at: Expr, condition: Any = True, count: int = 16) -> None:
+    """16 bytes (or 8, or 4) from global to shared memory, on their way until waited for; zeros where the condition fails."""
+    name = f"cp.async.{'cg' if count == 16 else 'ca'}.shared.global"
     if condition is True:
-        ptx("cp.async.cg.shared.global", address(target, to), address(source, at), 16)
+        ptx(name, address(target, to), address(source, at), count)
         return
-    size = tirx.Select(condition, tirx.const(16, WORD), tirx.const(0, WORD))
+    size = tirx.Select(condition, tirx.const(count, WORD), tirx.const(0, WORD))
     at = tirx.Select(condition, at, 0)
-    ptx("cp.async.cg.shared.global", address(target, to), address(source, at), 16, size)
+    ptx(name, address(target, to), address(source, at), count, size)
 
 
 def commit() -> None:
