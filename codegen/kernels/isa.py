@@ -33,7 +33,8 @@ class Isa:
 
 AVX512 = Isa("avx512", 16, 32, 0.5, 0.5, 0.5, 1.3, 4, 48 << 10, 1 << 20, ahead=2048)
 AVX2 = Isa("avx2", 8, 16, 0.5, 0.5, 0.5, 1.0, 4, 32 << 10, 256 << 10, ahead=2048)
-SSE = Isa("sse", 4, 16, 1.0, 0.5, 1.0, 0.6, 8, 32 << 10, 256 << 10, ahead=2048)
+# without fused multiply-adds a product needs a register of its own before it is added
+SSE = Isa("sse", 4, 15, 1.0, 0.5, 1.0, 0.6, 8, 32 << 10, 256 << 10, ahead=2048)
 NEON = Isa("neon", 4, 32, 0.5, 0.5, 0.5, 0.8, 4, 32 << 10, 256 << 10)
 # an engine's own code for sixteen registers, of which it keeps some; spreading a number is what costs there
 SIMD128 = Isa("simd128", 4, 14, 1.0, 0.5, 3.0, 0.6, 8, 32 << 10, 256 << 10)

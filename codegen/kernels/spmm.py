@@ -20,8 +20,10 @@ import numpy as np
 
 from spa.codegen.kernels.epilogue import Spot, evaluate, sizes_of, splits
 from spa.codegen.kernels.gemm import best_tile, constant_matrix, tile_cycles
-from spa.codegen.kernels.isa import Isa, isa_of
-from spa.codegen.kernels.tile import Columns, bucket, columns_of, sparse_columns, sparse_cost
+from spa.codegen.kernels.isa import isa_of
+from spa.codegen.kernels.parallel import MANY, parallel
+from spa.codegen.kernels.spmm_choice import best_choice, chunk_of
+from spa.codegen.kernels.tile import Columns, bucket, columns_of
 from spa.codegen.kernels.vector import (
     Expr,
     argument,
@@ -44,19 +46,17 @@ from spa.codegen.layer import Array, Kernel, Layer, Step
 from spa.codegen.target import Target
 from spa.codegen.tvm_api import tirx
 
-BLOCKS = (16, 8, 4, 2, 1)  # heights
-SPARSE_BELOW = 0.8  # of the dense time that a sparse kernel may be predicted to take: predictions are not exact
-
 
 @dataclass(frozen=True)
 class Sparse:
-    """All that a kernel's code depends on: X [t, k], W [m, k] in blocks of `rows` with `entries` in all; `columns`: the rows
-    of X as vectors."""
+    """All that a kernel's code depends on: X [t, k], W [m, k] in blocks of `rows` with `entries` in all, `depth` k in each part;
+    `columns`: the rows of X as vectors."""
 
     t: int
     k: int
     m: int
     rows: int
+    depth: int
     columns: Columns
     bias: bool
     steps: tuple[Step, ...]
@@ -66,9 +66,17 @@ class Sparse:
     entries: int = field(compare=False)  # the code is the same for any number
 
     @property
-    def together(self) -> int:
+    def chunk(self) -> int:
         """Features that are turned back at once."""
-        return max(self.rows, self.columns.lanes)
+        return chunk_of(self.m, max(self.rows, self.columns.lanes))
+
+    @property
+    def chunks(self) -> int:
+        return self.m // self.chunk
+
+    @property
+    def parts(self) -> int:
+        return covering(self.k, self.depth)
 
     @property
     def pitch(self) -> int:
@@ -89,29 +97,30 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     if t < 4 or not splits(layer.epilogue, m):
         return None
     dense = tile_cycles(isa, t, m, k, *best_tile(isa, t, m, k))
-    best = _best(isa, weight, t, dense)
+    best = best_choice(isa, weight, t, dense)
     if best is None:
         return None
-    rows, widest, entries, cycles = best
     p = Sparse(
         t=t,
         k=k,
         m=m,
-        rows=rows,
-        columns=columns_of(isa, t, widest),
-        bucket=bucket(entries),
-        entries=max(entries, 1),
+        rows=best.rows,
+        depth=best.depth,
+        columns=columns_of(isa, t, best.widest),
+        bucket=bucket(best.entries),
+        entries=max(best.entries, 1),
         bias=bias is not None,
         steps=layer.epilogue,
         vectors=len(layer.channels),
         tensors=sizes_of(layer),
     )
     density = np.count_nonzero(weight) / weight.size
+    depth = "" if p.parts == 1 else f"x{p.depth}"
     return Kernel(
         family="spmm",
-        format="csr" if rows == 1 else f"block{rows}x1",
-        tile=f"{rows}x{widest * p.columns.lanes}-{isa.name}",
-        why=f"density {density:.2f}: dense {dense:.3g} cycles, sparse {rows}x1 {cycles:.3g}",
+        format="csr" if p.rows == 1 else f"block{p.rows}x1",
+        tile=f"{p.rows}x{best.widest * p.columns.lanes}{depth}-{isa.name}",
+        why=f"density {density:.2f}: dense {dense:.3g} cycles, sparse {p.rows}x1 {best.cycles:.3g}",
         activations=(0, *layer.tensors),
         weights=(*pack(p, weight), *layer.vectors(bias)),
         build=partial(build_sparse, p),
@@ -119,31 +128,19 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     )
 
 
-def _best(isa: Isa, weight: Array, t: int, dense: float) -> tuple[int, int, int, float] | None:
-    """(height, columns, entries, cycles) of the cheapest blocks that are worth it."""
-    m, k = weight.shape
-    lanes = columns_of(isa, t, 1).lanes
-    best: tuple[int, int, int, float] | None = None
-    for height in BLOCKS:
-        if m % max(height, lanes) or height > isa.registers // 2:
-            continue
-        entries, blocks = int((weight.reshape(m // height, height, k) != 0).any(1).sum()), m // height
-        widest = sparse_columns(isa, blocks, entries, t, k, height)
-        turned = t * (k + m) * (2 * isa.load + lanes.bit_length() - 1) / lanes
-        cycles = sparse_cost(isa, blocks, entries, t, k, height, widest) + turned
-        if cycles < SPARSE_BELOW * dense and (best is None or cycles < best[3]):
-            best = height, widest, entries, cycles
-    return best
-
-
-def pack(p: Sparse, weight: Array) -> tuple[Array, Array, Array]:
-    """(ip, ix, va) of W [m, k]."""
+def pack(p: Sparse, weight: Array) -> tuple[Array, Array, Array, Array]:
+    """(sums, ip, ix, va) of W [m, k]."""
     blocks = weight.reshape(p.m // p.rows, p.rows, p.k)
     block, k = np.nonzero((blocks != 0).any(1))
-    ip = np.concatenate([[0], np.cumsum(np.bincount(block, minlength=len(blocks)))]).astype(np.int32)
+    each = p.chunk // p.rows  # blocks of a chunk
+    place = (block // each * p.parts + k // p.depth) * each + block % each
+    order = np.lexsort((k, place))
+    ip = np.concatenate([[0], np.cumsum(np.bincount(place, minlength=len(blocks) * p.parts))]).astype(np.int32)
+    sums = np.ascontiguousarray(ip[:: each * p.parts])
     if not len(k):
-        return ip, np.zeros(1, np.int32), np.zeros(p.rows, np.float32)
-    return ip, (k * p.pitch).astype(np.int32), blocks[block, :, k].astype(np.float32).reshape(-1)
+        return sums, ip, np.zeros(1, np.int32), np.zeros(p.rows, np.float32)
+    values = blocks[block, :, k].astype(np.float32)[order].reshape(-1)
+    return sums, ip, (k[order] * p.pitch).astype(np.int32), values
 
 
 class _Writer:
@@ -151,7 +148,8 @@ class _Writer:
         self.p = p
         self.x = argument("x", p.t * p.k)
         self.tensors = [argument(f"t{i}", size) for i, size in enumerate(p.tensors)]
-        self.ip = argument("ip", p.m // p.rows + 1, "int32")
+        self.sums = argument("sums", p.chunks + 1, "int32")
+        self.ip = argument("ip", p.m // p.rows * p.parts + 1, "int32")
         self.ix = argument("ix", p.entries, "int32")
         self.va = argument("va", p.entries * p.rows)
         self.bias = argument("bias", p.m) if p.bias else None
@@ -159,41 +157,50 @@ class _Writer:
         self.y = argument("y", p.t * p.m)
 
     def write(self) -> None:
-        p = self.p
-        lanes = p.columns.lanes
-        self.turned = scratch_vectors(p.k * p.pitch, lanes)
-        self.result = scratch_vectors(p.together * p.pitch, lanes)
-        for width, starts in p.columns.walk():
+        """Threads share the tiles of rows where there are many, else turning, then the chunks."""
+        p, lanes = self.p, self.p.columns.lanes
+        many = len(p.columns.tiles()) >= MANY
+        for width, starts in p.columns.walk(shared=many):
             with starts as (at, _):
-                self._turn(at)
-                with loop(p.m // p.together) as group:
-                    with loop(p.together // p.rows) as b:
-                        self._block(group * (p.together // p.rows) + b, b * p.rows, width)
-                    self._turn_back(group, at)
+                self.turned = scratch_vectors(p.k * p.pitch, lanes)
+                self._turn(at, not many)
+                with parallel(p.chunks, "sums", shared=not many) as chunk:
+                    self.result = scratch_vectors(p.chunk * p.pitch, lanes)
+                    self._chunk(chunk, width)
+                    self._turn_back(chunk, at)
 
-    def _turn(self, at: list[Expr]) -> None:
+    def _turn(self, at: list[Expr], shared: bool) -> None:
         """The rows of X from at[v] on, to [k][rows]."""
         p, lanes = self.p, self.p.columns.lanes
-        with _each(at, lanes) as (v, start):
-            if p.k < lanes:
-                with loop(p.k) as k:
-                    store(self.turned, self.x[span(start * p.k + k, lanes, p.k)], k * p.pitch + v, 1)
-                return
-            with loop(covering(p.k, lanes)) as part:
-                k = shifted(part, lanes, lanes, p.k)
-                tile = [row[0] for row in registers(lanes, 1, lanes)]
-                for j, register in enumerate(tile):
-                    put(register, load(self.x, (start + j) * p.k + k, lanes))
-                transposed(tile, lanes)
-                for j, register in enumerate(tile):
-                    store(self.turned, register[0], (k + j) * p.pitch + v, 1)
+        if p.k < lanes:
+            with parallel(p.k, shared=shared) as k, _each(at, lanes) as (v, start):
+                store(self.turned, self.x[span(start * p.k + k, lanes, p.k)], k * p.pitch + v, 1)
+            return
+        with parallel(covering(p.k, lanes), shared=shared) as part, _each(at, lanes) as (v, start):
+            k = shifted(part, lanes, lanes, p.k)
+            tile = [row[0] for row in registers(lanes, 1, lanes)]
+            for j, register in enumerate(tile):
+                put(register, load(self.x, (start + j) * p.k + k, lanes))
+            transposed(tile, lanes)
+            for j, register in enumerate(tile):
+                store(self.turned, register[0], (k + j) * p.pitch + v, 1)
+
+    def _chunk(self, chunk: Expr, width: int) -> None:
+        """All sums of a chunk; from part to part they wait in `result`."""
+        p, lanes = self.p, self.p.columns.lanes
+        each = p.chunk // p.rows
+        if p.parts > 1:
+            with loop(p.chunk * p.pitch) as i:
+                store(self.result, number(0, lanes), i, 1)
+        with loop(p.parts) as part, loop(each) as b:
+            self._block((chunk * p.parts + part) * each + b, b * p.rows, width)
 
     def _block(self, block: Expr, row: Expr, width: int) -> None:
         p, lanes = self.p, self.p.columns.lanes
         tile = registers(p.rows, width, lanes)
-        for registers_of_row in tile:
-            for register in registers_of_row:
-                put(register, number(0, lanes))
+        for r, registers_of_row in enumerate(tile):
+            for v, register in enumerate(registers_of_row):
+                put(register, number(0, lanes) if p.parts == 1 else self.result[(row + r) * p.pitch + v])
         begin = self.ip[block]
         with loop(self.ip[block + 1] - begin, begin) as e:
             for r, registers_of_row in enumerate(tile):
@@ -204,11 +211,11 @@ class _Writer:
             for v, register in enumerate(registers_of_row):
                 store(self.result, register[0], (row + r) * p.pitch + v, 1)
 
-    def _turn_back(self, group: Expr, at: list[Expr]) -> None:
-        """`together` features of the rows from at[v] on, to their places."""
+    def _turn_back(self, chunk: Expr, at: list[Expr]) -> None:
+        """The features of a chunk, of the rows from at[v] on, to their places."""
         p, lanes = self.p, self.p.columns.lanes
-        with loop(p.together // lanes) as part, _each(at, lanes) as (v, start):
-            feature = group * p.together + part * lanes
+        with loop(p.chunk // lanes) as part, _each(at, lanes) as (v, start):
+            feature = chunk * p.chunk + part * lanes
             tile = [row[0] for row in registers(lanes, 1, lanes)]
             for j, register in enumerate(tile):
                 put(register, self.result[(part * lanes + j) * p.pitch + v])
@@ -244,7 +251,7 @@ def _each(at: list[Expr], lanes: int) -> Iterator[tuple[Expr, Expr]]:
 
 
 def build_sparse(p: Sparse) -> Any:
-    """The PrimFunc: x, tensor operands, then ip, ix, va, bias, vectors, then y; all flat."""
+    """The PrimFunc: x, tensor operands, then sums, ip, ix, va, bias, vectors, then y; all flat."""
     with function() as f:
         _Writer(p).write()
     return f.primfunc

@@ -13,8 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from spa.codegen.bundle import compile
 from spa.codegen.kernels.isa import AVX512
-from spa.codegen.kernels.spmm import Sparse, pack
+from spa.codegen.kernels.spmm import Sparse, build_sparse, pack
 from spa.codegen.kernels.tile import columns_of
+from spa.runtime.load import target_of
+from spa.runtime.run import open_engine
 from spa.runtime.toolchain import find, is_aarch64
 
 pytestmark = pytest.mark.codegen
@@ -30,6 +32,8 @@ CASES = [
     (64, 9, 32, 4, 0.1, "MatMul"),
     (33, 80, 64, 4, 0.0, "Gemm"),  # nothing but the bias
     (40, 64, 64, 1, 1.0, "MatMul"),  # nothing to gain
+    (70, 1100, 48, 1, 0.05, "Gemm"),  # in parts
+    (1100, 20, 32, 4, 0.1, "MatMul"),  # more tiles than threads
 ]
 
 
@@ -75,6 +79,9 @@ def test_host(case: Any, level: str) -> None:
     families = {row["layer"].split("/")[0]: row["family"] for row in bundle.manifest["targets"]["host"]["kernels"]}
     assert families["n0"] == families["n1"] == families["n5"] == "spmm"
     assert families["n8"] == "gemm"  # dense weights never take a sparse kernel
+    if level == "x86-64-v4":
+        (deep,) = (row for row in bundle.manifest["targets"]["host"]["kernels"] if row["layer"].startswith("n9"))
+        assert deep["family"] == "spmm" and deep["tile"].count("x") == 2  # rows x columns x depth
 
 
 def test_arm(case: Any) -> None:
@@ -92,18 +99,59 @@ def test_wasm(case: Any, engine: str) -> None:
     zoo.assert_same(compile(model, "wasm").run(values, engine=engine), expected)
 
 
-@given(st.integers(1, 40), st.integers(1, 5), st.sampled_from([1, 2, 4, 8]), st.floats(0, 1), st.integers(0, 99))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.sampled_from([1, 2, 4, 8]),
+    st.floats(0, 1),
+    st.integers(0, 99),
+)
 @settings(max_examples=60)
-def test_what_is_packed_is_the_matrix(k: int, blocks: int, height: int, density: float, seed: int) -> None:
-    weight = sparse(k, blocks * height, height, density, seed)
-    p = Sparse(32, k, blocks * height, height, columns_of(AVX512, 32, 2), False, (), 0, (), 0, 1)
-    ip, ix, va = pack(p, weight)
-    found = np.zeros_like(weight)
-    for b in range(blocks):
-        for e in range(ip[b], ip[b + 1]):
-            found[b * height : (b + 1) * height, ix[e] // p.pitch] = va[e * height : (e + 1) * height]
+def test_what_is_packed_is_the_matrix(k: int, depth: int, blocks: int, height: int, density: float, seed: int) -> None:
+    """Every entry is met once, in the chunk, the part and the block it belongs to, in the order of k."""
+    m = blocks * 16
+    weight = sparse(k, m, height, density, seed)
+    p = Sparse(32, k, m, height, depth, columns_of(AVX512, 32, 2), False, (), 0, (), 0, 1)
+    sums, ip, ix, va = pack(p, weight)
+    found, i = np.zeros_like(weight), 0
+    for chunk in range(p.chunks):
+        assert sums[chunk] == ip[i]
+        for part in range(p.parts):
+            for row in range(chunk * p.chunk, (chunk + 1) * p.chunk, height):
+                ks = ix[ip[i] : ip[i + 1]] // p.pitch
+                assert (ks // depth == part).all() and (np.diff(ks) > 0).all()
+                found[row : row + height, ks] = va[ip[i] * height : ip[i + 1] * height].reshape(-1, height).T
+                i += 1
+    assert i + 1 == ip.size and sums[-1] == ip[-1]
     assert (found == weight).all()
     assert ix.size == max(ip[-1], 1) and va.size == ix.size * height
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_give_the_bits_of_one(case: Any, threads: int) -> None:
+    model, values, _ = case
+    bundle = compile(model, "host")
+    one = open_engine(target_of(bundle.path, "host")).run(values)
+    engine = open_engine(target_of(bundle.path, "host"), threads=threads)
+    try:
+        for _ in range(10):
+            for name, value in engine.run(values).items():
+                assert (value.view(np.int32) == one[name].view(np.int32)).all(), name
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(("t", "loops"), [(32, 2), (2048, 1)])
+def test_threads_share_what_is_heavy(t: int, loops: int) -> None:
+    """Few tiles of rows: turning, then the chunks; many: the tiles themselves, and nothing inside them."""
+    from spa.codegen.tvm_api.library import tirx, tvm_ffi
+    from spa.codegen.tvm_api.teams import is_parallel
+
+    p = Sparse(t, 64, 128, 4, 64, columns_of(AVX512, t, 4), True, (), 0, (), 0, 100)
+    found: list[bool] = []
+    tvm_ffi.structural_walk(build_sparse(p).body, (tirx.For, lambda loop: found.append(is_parallel(loop))))
+    assert sum(found) == loops
 
 
 def test_layers_of_one_shape_share_a_kernel_whatever_they_keep() -> None:
