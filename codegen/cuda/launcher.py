@@ -39,7 +39,7 @@ def generate(
     for arch in archs:
         embeds += [f'EMBED({name}__{arch}_{kind}, "{name}.{arch}.{kind}")' for kind in ("cubin", "ptx")]
     images = [
-        f"    {{{major}, {minor}, {name}__{arch}_cubin, {name}__{arch}_ptx}},"
+        f"    {{{major}, {minor}, {str(arch.endswith('a')).lower()}, {name}__{arch}_cubin, {name}__{arch}_ptx}},"
         for arch, major, minor in map(_version, archs)
     ]
     fields = {
@@ -64,7 +64,7 @@ def generate(
         "most_arguments": max((len(e.arguments) for e in table.entries), default=0),
         "copies": "\n".join(f"    {{{_argument(place)}, {output}, {size}}}," for place, output, size in table.copies),
         "embeds": "\n".join(embeds),
-        "images": "\n".join(images) or "    {1 << 20, 0, 0, 0},",
+        "images": "\n".join(images) or "    {1 << 20, 0, false, 0, 0},",
     }
     folder = TEMPLATES / "cuda"
     return {

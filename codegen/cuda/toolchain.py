@@ -96,7 +96,7 @@ def _nvcc(source: str, arch: str, directory: Path) -> Image:
         str(find_nvcc()),
         "-cubin",
         "-keep",
-        f"-arch={arch}",
+        *_architecture(arch),
         *FLAGS,
         "-w",
         "-Xptxas",
@@ -112,6 +112,15 @@ def _nvcc(source: str, arch: str, directory: Path) -> Image:
         (directory / name).read_bytes() for name in ("kernels.ptx", "k.cubin")
     )  # kept on the way to the cubin
     return Image(arch, ptx, cubin, resources(done.stderr))
+
+
+def _architecture(arch: str) -> list[str]:
+    """Options of nvcc. For architectures whose code runs on no other card the short form is not enough.
+
+    >>> _architecture("sm_90a")
+    ['-gencode=arch=compute_90a,code=sm_90a']
+    """
+    return [f"-gencode=arch=compute_{arch[3:]},code={arch}"] if arch.endswith("a") else [f"-arch={arch}"]
 
 
 def _refused(arch: str, said: str) -> SpaError:

@@ -170,13 +170,17 @@ class Driver:
 
 def choose_image(images: Sequence[dict[str, Any]], compute: tuple[int, int]) -> tuple[str, str]:
     """(kind, file) of the image for a card: the cubin of the same major and the nearest lower minor version, else the
-    newest PTX that is not newer than the card. Raises `Unsupported`."""
+    newest PTX that is not newer than the card. What was compiled for sm_90a and the like runs on that card only. Raises
+    `Unsupported`."""
 
     def version(image: dict[str, Any]) -> tuple[int, int]:
         number = int("".join(c for c in image["arch"] if c.isdigit()))
         return number // 10, number % 10
 
-    older = sorted((i for i in images if version(i) <= compute), key=version)
+    def runs(image: dict[str, Any]) -> bool:
+        return version(image) == compute if image["arch"].endswith("a") else version(image) <= compute
+
+    older = sorted((i for i in images if runs(i)), key=lambda i: (version(i), i["arch"]))
     same = [i for i in older if version(i)[0] == compute[0]]
     if same:
         return "cubin", str(same[-1]["cubin"])

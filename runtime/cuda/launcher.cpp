@@ -112,6 +112,7 @@ struct Copy {
 
 struct Image {
     int major, minor;
+    bool only; /* for this version and no other (sm_90a) */
     const unsigned char *cubin, *ptx;
 };
 
@@ -189,6 +190,7 @@ int32_t load_image(Net *net) {
     TRY(attribute(&minor, COMPUTE_MINOR, net->device));
     const Image *exact = 0, *older = 0;
     for (const Image &image : images) {
+        if (image.only && (image.major != major || image.minor != minor)) continue;
         if (image.major == major && image.minor <= minor && (!exact || exact->minor < image.minor)) exact = &image;
         const int version = image.major * 10 + image.minor;
         if (version <= major * 10 + minor && (!older || older->major * 10 + older->minor < version)) older = &image;

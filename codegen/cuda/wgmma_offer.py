@@ -1,0 +1,76 @@
+"""Which warpgroup products could compute a layer, and how long they would take: what `families` asks where the architecture
+has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from spa.codegen.cuda import pack, table, wgmma_pack
+from spa.codegen.cuda.cost import Arch, Work, microseconds
+from spa.codegen.cuda.layers import Matrix
+from spa.codegen.cuda.wgmma import WgmmaProduct, build_wgmma
+from spa.codegen.cuda.wgmma_tile import DEPTH, WgmmaTile
+from spa.codegen.cuda.wgmma_words import PTX_NAMES
+from spa.codegen.cuda.writer import Ending
+from spa.codegen.kernels.vector import covering
+from spa.codegen.layer import Array, Kernel, Layer
+
+Form = Literal["dense", "2:4"]
+HALF_BYTES = 2
+STEP_US = 0.15  # from one barrier to the next, at least
+STORED = {"dense": 1.0, "2:4": 0.5 + 1 / 16}  # bytes of W, of those of dense W
+
+
+def predicted(matrix: Matrix, arch: Arch) -> Iterator[tuple[Form, WgmmaTile, float]]:
+    """(form, tile, microseconds); none where the architecture has no warpgroup products."""
+    if not arch.warpgroup:
+        return
+    for tile in table.WGMMA_DENSE:
+        yield "dense", tile, _microseconds(matrix, arch, tile, "dense")
+    if _is_sparse(matrix.weight):
+        for tile in table.WGMMA_TWO_OF_FOUR:
+            yield "2:4", tile, _microseconds(matrix, arch, tile, "2:4")
+
+
+def _is_sparse(w: Array) -> bool:
+    return bool(np.count_nonzero(w) <= 0.5 * w.size) and pack.is_two_of_four(w)
+
+
+def _microseconds(matrix: Matrix, arch: Arch, tile: WgmmaTile, form: Form) -> float:
+    s = matrix.source
+    stage = HALF_BYTES * DEPTH * (tile.m * STORED[form] + tile.n)
+    moved = (s.size + matrix.groups * matrix.m * s.n) * np.dtype(s.dtype).itemsize
+    work = Work(
+        blocks=matrix.groups * covering(matrix.m, tile.m) * covering(s.n, tile.n),
+        steps=covering(s.k, DEPTH),
+        flops=2 * tile.m * tile.n * DEPTH,
+        rate=arch.warpgroup * (arch.warpgroup_sparse if form == "2:4" else 1.0),
+        threads=tile.threads,
+        shared=int(tile.stages * stage),
+        bytes=matrix.weight.size * HALF_BYTES * STORED[form] + moved,
+        traffic=stage,
+        step=STEP_US,
+    )
+    return microseconds(arch, work)
+
+
+def kernel_of(
+    layer: Layer, matrix: Matrix, form: Form, tile: WgmmaTile, operand: str, ending: Ending, why: str
+) -> Kernel:
+    """One of those that were predicted."""
+    packing = wgmma_pack.pack_two_of_four if form == "2:4" else wgmma_pack.pack_dense
+    p = WgmmaProduct(matrix.m, matrix.groups, matrix.source, tile, form, ending, operand)
+    way = "rows" if matrix.source.k_last else "gather"
+    return Kernel(
+        family="wgmma",
+        format=form,
+        tile=f"{tile.name}-{way}-{PTX_NAMES[operand]}",
+        why=why,
+        activations=(0, *layer.tensors),
+        weights=(*packing(matrix.weight, tile, operand), *layer.vectors(matrix.bias)),
+        build=lambda: build_wgmma(p),
+        key=p,
+    )
