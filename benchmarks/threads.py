@@ -1,10 +1,13 @@
 """What threads are worth on a machine that has no free cores to show it: every thread's share timed by itself.
 
     python benchmarks/threads.py [NETWORK ...] [--threads 2 4]
+    python benchmarks/threads.py [NETWORK ...] --run native|wasmtime|node|chromium [--threads 2]
 
 Each kernel of a network (networks.py, or a .onnx file) is called as one of a team, share after share, in one thread. A run
 with so many threads takes as long as the slowest share of each kernel, one after the other, and as long as meeting at
 barriers, for which 0.5 us each are added. What threads take from each other in shared caches and memory is not in it.
+
+With --run, on a machine that has the cores: whole networks with one thread and with so many, in turn, in that engine.
 """
 
 from __future__ import annotations
@@ -96,6 +99,32 @@ def shares(model: onnx.ModelProto, counts: list[int]) -> list[tuple[str, dict[in
     return found
 
 
+def run(model: onnx.ModelProto, name: str, engine: str, count: int) -> None:
+    """The network with one thread and with so many; in wasm first the plain module against one thread of the other."""
+    from spa.codegen.bundle import compile
+    from spa.runtime.bench import measure
+    from spa.runtime.load import target_of
+    from spa.runtime.run import open_engine
+
+    target = "host" if engine == "native" else "wasm"
+    built, plain = (compile(model, target, name=name, wasm_threads=threads) for threads in (True, False))
+    feeds = {t["name"]: np.zeros(t["shape"], t["dtype"]) for t in built.manifest["inputs"]}
+    one = open_engine(target_of(plain.path), engine)
+    for threads in (count,) if engine == "native" else (1, count):  # natively both are the same library
+        other = open_engine(target_of(built.path), engine, threads, beside=one)
+        for subject in (one, other):
+            subject.run(feeds)
+        timing = measure(other.step, one.step, seconds=8)
+        assert timing.theirs is not None
+        print(
+            f"{name:16} {engine}: {np.median(timing.theirs):8.2f} ms, by {threads} {np.median(timing.ours):8.2f} ms:"
+            f" {timing.ratio:.2f}x ({timing.ratio_at(10):.2f} - {timing.ratio_at(90):.2f})",
+            flush=True,
+        )
+        other.close()
+    one.close()
+
+
 def best(function: Any, arguments: list[Any]) -> float:
     fastest = float("inf")
     for _ in range(ROUNDS):
@@ -110,9 +139,16 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["mobilenet_v1", "mobilenet_v2", "resnet50", "encoder"])
     parser.add_argument("--threads", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--worst", type=int, default=0, help="show so many kernels that lose most by two threads")
+    parser.add_argument(
+        "--run", metavar="ENGINE", help="whole networks in this engine: native, wasmtime, node, chromium"
+    )
     options = parser.parse_args()
     for name in options.networks:
         model = onnx.load(name) if name.endswith(".onnx") else NETWORKS[name]()
+        if options.run:
+            for count in options.threads:
+                run(model, Path(name).stem, options.run, count)
+            continue
         rows = shares(model, options.threads)
         alone = sum(times[1] for _, times in rows)
         told = {n: sum(times[n] + BARRIER for _, times in rows) for n in options.threads}
