@@ -225,5 +225,11 @@ export async function load(source, { threads = 1, fallback = false } = {}) {
     throw new RangeError("$name: threads must be 1 to " + MAX_THREADS + ", not " + threads);
   const why = threads > 1 ? whyAlone() : "";
   if (why && !fallback) throw new Error("$name: no " + threads + " threads: " + why);
-  return Network.instantiate(await compile(source), why ? 1 : threads);
+  const module = await compile(source);
+  try {
+    return await Network.instantiate(module, why ? 1 : threads);
+  } catch (error) {
+    if (!fallback || threads === 1) throw error;
+    return Network.instantiate(module); // its workers may not start: a policy forbids them, or the page is elsewhere
+  }
 }

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--calibrate", "calibrated", is_flag=True, help="Measure what kernels cost here; later compilations choose by it."
 )
+@click.option("--on", metavar="COMMAND", help="Calibrate another machine: 'ssh BOARD'; nothing is installed there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def bench(
     subjects: tuple[Path, ...],
@@ -43,6 +44,7 @@ def bench(
     runs: int | None,
     profiled: bool,
     calibrated: bool,
+    on: str | None,
     as_json: bool,
 ) -> None:
     """Time bundles and models, in turn with others: medians and the ratio theirs / ours."""
@@ -53,8 +55,10 @@ def bench(
 
         if subjects:
             raise UsageError("--calibrate measures the machine, not a network", hint="spa bench --calibrate --target T")
-        calibrate(target, as_json)
+        calibrate(target, on, as_json)
         return
+    if on is not None:
+        raise UsageError("--on is for --calibrate", hint="spa bench --calibrate --target arm --on 'ssh BOARD'")
     if not subjects:
         raise UsageError("nothing to time", hint="spa bench MODEL --target T")
 
@@ -132,7 +136,11 @@ def _open(bundle: Bundle, target: str, engine: str | None, threads: int, beside:
     running = open_engine(target_of(bundle.path, target), engine, threads, beside)
     if isinstance(running, Qemu):
         running.step()  # raises: emulation says nothing about time
-    running.run(_feeds(bundle))
+    try:
+        running.run(_feeds(bundle))
+    except BaseException:
+        running.close()
+        raise
     return running
 
 

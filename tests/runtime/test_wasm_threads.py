@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,28 @@ def test_the_loader(bundle: Path) -> None:
     found = javascript(bundle, script)
     assert found["same"] and found["fresh"] and found["threads"] == [1, 2]
     assert "load it again" in found["said"] and "1 to 64" in found["number"]
+
+
+@needs_node
+def test_workers_that_do_not_start(bundle: Path, tmp_path: Path) -> None:
+    """The script of the worker is missing: that is said, or one thread does."""
+    for name in ("chain.mjs", "chain.wasm"):
+        shutil.copy(bundle / "wasm" / name, tmp_path)
+    script = f"""
+        const {{ load }} = await import({(tmp_path / "chain.mjs").as_uri()!r});
+        let said = "";
+        try {{ await load(undefined, {{ threads: 2 }}); }} catch (e) {{ said = e.message; }}
+        const net = await load(undefined, {{ threads: 2, fallback: true }});
+        const same = JSON.stringify([...net.run({{ x }}).y]) === JSON.stringify([...(await module.load()).run({{ x }}).y]);
+        console.log(JSON.stringify({{ said, same, threads: net.threads }}));"""
+    found = javascript(bundle, script)
+    assert "a worker does not start" in found["said"] and found["same"] and found["threads"] == 1
+
+
+def test_the_same_bytes_again(bundle: Path) -> None:
+    again = compile(network(), "wasm", wasm_threads=True, use_cache=False)
+    for file in sorted((bundle / "wasm").iterdir()):
+        assert file.read_bytes() == (again.path / "wasm" / file.name).read_bytes()
 
 
 @needs_node
