@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TypeProto, ValueInfoProto, helper, numpy_helper, version_converter
 
+from spa.codegen.layout import settle
 from spa.codegen.program import DTYPES, Tensor
 from spa.errors import ModelError, Unsupported, UsageError
 
@@ -50,7 +51,7 @@ def prepare(model: onnx.ModelProto, shapes: Shapes, known: frozenset[str]) -> on
     _check_domains(model)
     model = _inline(model, known)
     _check_tensors(model)
-    model = _decoded(_fold(_modern(model)))
+    model = settle(_decoded(_fold(_modern(model))))
     model = _inline(model, known)
     _check_operators(model, known)
     return model
