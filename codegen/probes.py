@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from spa.codegen import calibration
+from spa.codegen import board, calibration
 from spa.codegen.kernels.isa import Isa, shipped_isa
 from spa.codegen.kernels.tile import step_cycles, tiles
 from spa.codegen.kernels.vector import argument, function, load, loop, number, put, registers, splat, store
@@ -110,17 +110,28 @@ def build(probe: Probe, isa: Isa) -> Any:
     return f.primfunc
 
 
-def measure(target: Target) -> dict[Probe, float]:
-    """Nanoseconds per step of every probe: the best of some rounds, on this machine (wasm: in Node)."""
+@dataclass(frozen=True)
+class Times:
+    """Nanoseconds per step of every probe, and what the machine calls itself if it is another one."""
+
+    steps: dict[Probe, float]
+    elsewhere: str | None = None
+
+
+def measure(target: Target, on: str | None = None) -> Times:
+    """The best of some rounds: on this machine (wasm: in Node), or where the command `on` leads (`board`)."""
     isa = shipped_isa(target)
     asked = probes(isa)
+    names = [p.name for p in asked]
     lowered = Lowered(Program((), (), (), (), (), ()), {p.name: build(p, isa) for p in asked})
     with tempfile.TemporaryDirectory(prefix="spa-") as folder:
         work = Path(folder)
-        (work / "probes.o").write_bytes(emit(lowered, target, {p.name: p.name for p in asked}, work).data)
-        run = _node if target.is_wasm else _native
-        best = run(work, target, asked, isa)
-    return {p: ns / (max(STEPS // p.k, 1) * p.k) for p, ns in zip(asked, best, strict=True)}
+        (work / "probes.o").write_bytes(emit(lowered, target, {n: n for n in names}, work).data)
+        if on is not None:
+            best, where = board.run(board.link(work, target, names, _sizes(asked, isa), ROUNDS), on, names)
+        else:
+            best, where = (_node if target.is_wasm else _native)(work, target, asked, isa), None
+    return Times({p: ns / (max(STEPS // p.k, 1) * p.k) for p, ns in zip(asked, best, strict=True)}, where)
 
 
 def _linked(work: Path, arguments: list[str]) -> None:

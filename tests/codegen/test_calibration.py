@@ -14,11 +14,12 @@ import pytest
 pytest.importorskip("tvm")
 
 from spa.cli import main
-from spa.codegen import calibration, probes
+from spa.codegen import board, calibration, probes
 from spa.codegen.kernels.isa import AVX512, NEON, isa_of, shipped_isa
 from spa.codegen.kernels.tile import step_cycles
 from spa.codegen.target import resolve
-from spa.errors import UsageError
+from spa.errors import MissingTool, UsageError
+from spa.runtime.toolchain import find
 
 pytestmark = pytest.mark.codegen
 
@@ -83,6 +84,61 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = document("bench", "--calibrate")
     assert found["error"] <= found["error_before"]
     assert isa_of(resolve("host")) == replace(shipped_isa(resolve("host")), **found["cycles"])
+
+
+BOARD = """#!/bin/sh
+# a board: takes one line for its shell; what is for aarch64 runs there
+TMPDIR=$0.tmp sh -c "$(printf %s "$1" | sed 's|&& "$d/probes"|\\&\\& QEMU "$d/probes"|')"
+"""
+
+
+@pytest.mark.parametrize("way", ["path", "shell"])
+def test_a_board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str) -> None:
+    """The whole way, up to what runs the program: there is no board here, but an emulator."""
+    emulator = find("qemu-aarch64")
+    if emulator is None:
+        pytest.skip("qemu-aarch64 is not installed: apt-get install qemu-user-static")
+    monkeypatch.setattr(probes, "ROUNDS", 1)
+    script = tmp_path / "board"
+    script.write_text(BOARD.replace("QEMU", emulator))
+    script.chmod(0o700)
+    (tmp_path / "board.tmp").mkdir()
+    on = f"{emulator} {{}}" if way == "path" else str(script)
+    found = document("bench", "--calibrate", "--target", "arm", "--on", on)
+    assert found["isa"] == "neon" and found["machine"].startswith("Linux aarch64")
+    assert isa_of(resolve("arm")) == replace(NEON, **found["cycles"])
+    assert json.loads((tmp_path / "calibration" / "neon.json").read_text())["machine"] == found["machine"]
+    assert not list((tmp_path / "board.tmp").iterdir())  # nothing is left there
+
+
+@pytest.mark.parametrize(
+    ("on", "told"),
+    [
+        ("sh -c 'echo no such board >&2; exit 9' ssh", "no such board"),
+        ("echo", "no times came back"),
+        ("true", "no times came back"),
+        ("'", "not a command"),
+        ("", "not a command"),
+    ],
+)
+def test_a_command_that_leads_nowhere(tmp_path: Path, on: str, told: str) -> None:
+    (tmp_path / "program").write_bytes(b"\0" * 200_000)
+    with pytest.raises(UsageError, match=told):
+        board.run(tmp_path / "program", on, ["probe"])
+
+
+def test_a_command_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(b"")
+    with pytest.raises(MissingTool, match="no-such-command is not installed"):
+        board.run(tmp_path / "program", "no-such-command board", ["probe"])
+
+
+def test_only_calibration_is_done_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--on", "ssh board", "net.onnx"], ["--calibrate", "--target", "wasm", "--on", "ssh board"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["bench", *arguments])
+        assert ended.value.code in (2, 3)
+        assert "--on is for --calibrate" in (told := capsys.readouterr().err) or "run spa there" in told
 
 
 def test_compilations_with_other_numbers_are_others_and_say_what_was_chosen(tmp_path: Path) -> None:
