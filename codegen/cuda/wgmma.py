@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spa.codegen.cuda.sources import Place, Source, Tiling, mover
+from spa.codegen.cuda.wgmma_ending import Corner, is_staged, leave_directly, leave_through_shared
 from spa.codegen.cuda.wgmma_layout import ALIGNMENT, k_major, k_major_descriptor, mn_major, mn_major_descriptor
 from spa.codegen.cuda.wgmma_tile import DEPTH, WgmmaTile
 from spa.codegen.cuda.wgmma_words import (
@@ -44,7 +45,6 @@ from spa.codegen.cuda.words import (
     WORD,
     axis,
     barrier,
-    both,
     commit,
     copy_async,
     dynamic_shared,
@@ -248,10 +248,11 @@ class _Wgmma:
 
     def _leave(self) -> None:
         p, t = self.p, self.p.tile
-        with unrolled(t.rows) as i, unrolled(t.n // 8) as j, unrolled(4) as r:
-            m = self.m_tile * t.m + self.first_row + i * ROWS + self.warp * 16 + self.lane // 4 + r // 2 * 8
-            n = self.n_tile * t.n + j * 8 + self.lane % 4 * 2 + r % 2
-            conditions = [m < p.m] if p.m % t.m else []
-            conditions += [n < p.source.n] if p.source.n % t.n else []
-            with only(both(*conditions)):
-                self.out.finish(self.sums[i * (t.n // 2) + j * 4 + r], self.group, m, n)
+        first_m = named(self.m_tile * t.m + self.first_row)
+        corner = Corner(self.group, first_m, self.n_tile * t.n, self.warp, self.lane)
+        if is_staged(p.m, p.groups, p.source, p.ending, p.operand):
+            barrier()  # nobody's products read the stages any more
+            place = self.origin + self.first_row * t.n
+            leave_through_shared(p.m, t, self.out, self.sums, corner, self.shared, place, self.thread % WARPGROUP)
+        else:
+            leave_directly(p.m, t, self.out, self.sums, corner)

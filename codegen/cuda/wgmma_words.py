@@ -86,6 +86,24 @@ def multiply(
     device_function(name, source, *sums, a, b, *([metadata] if sparse else []))
 
 
+def store_transposed(number: Expr, sums: Sequence[Expr], kind: str) -> None:
+    """Four matrices 8 x 8 of sums, rounded, each turned over: thread 8 q + r gives the shared address of row r of matrix q as
+    it lies there; a thread holds elements 2 (lane % 4) and the next of column lane / 4: two of `sums` for each matrix."""
+    name = f"store_transposed_{PTX_NAMES[kind]}"
+    rounded = " ".join(f"cvt.rn.{PTX_NAMES[kind]}x2.f32 r{q}, %{2 * q + 2}, %{2 * q + 1};" for q in range(4))
+    text = f"{{ .reg .b32 r<4>; {rounded} stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {{r0, r1, r2, r3}}; }}"
+    parameters = ", ".join(["uint at", *(f"float s{i}" for i in range(8))])
+    given = ", ".join(['"r"(at)', *(f'"f"(s{i})' for i in range(8))])
+    source = f"__forceinline__ __device__ void {name}({parameters}) {{\n  asm volatile({_quoted(text)} :: {given} : {_quoted('memory')});\n}}\n"
+    device_function(name, source, number, *sums)
+
+
+def copy_chunk(target: Any, to: Expr, source: Any, at: Expr) -> None:
+    """16 bytes, at once. (TVM's vectors lose sight of what lies side by side behind an exclusive or.)"""
+    source_code = "__forceinline__ __device__ void copy_chunk(void* to, const void* from) {\n  *(uint4*)to = *(const uint4*)from;\n}\n"
+    device_function("copy_chunk", source_code, address(target, to), address(source, at))
+
+
 def _quoted(text: str) -> str:
     return f'"{text}"'
 

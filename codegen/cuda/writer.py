@@ -75,8 +75,14 @@ class Writer:
             strides=ending.strides,
         )
 
-    def finish(self, value: Expr, group: Expr, m: Expr, n: Expr) -> None:
-        """`value` is the sum for row m of a group and column n."""
+    def finish(self, value: Expr, group: Expr, m: Expr, n: Expr, place: Expr | None = None) -> None:
+        """`value` is the sum for row m of a group and column n, and belongs to `place` of Y, if that is known."""
+        result, there = self.result(value, group, m, n)
+        dtype = str(self.y.dtype)
+        store(self.y, result if dtype == FLOAT else tirx.Cast(dtype, result), there if place is None else place, 1)
+
+    def result(self, value: Expr, group: Expr, m: Expr, n: Expr) -> tuple[Expr, Expr]:
+        """What the layer gives there, in fp32, and its place in Y."""
         total = self.groups * self.m
         channel = m if self.groups == 1 else group * self.m + m
         if isinstance(self.source, Planes):
@@ -94,9 +100,7 @@ class Writer:
         def vector(i: int) -> Expr:
             return self.vectors[i * total + channel]
 
-        result = evaluate(self.steps, value, at, vector, self.tensors, 1, spot)
-        dtype = str(self.y.dtype)
-        store(self.y, result if dtype == FLOAT else tirx.Cast(dtype, result), there, 1)
+        return evaluate(self.steps, value, at, vector, self.tensors, 1, spot), there
 
     def _in_planes(self, picture: Expr, channel: Expr, pixel: Expr) -> Expr:
         of_picture, of_channel, *of_pixel = self.strides

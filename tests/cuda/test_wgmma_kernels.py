@@ -12,6 +12,7 @@ import pytest
 from instructions import expanded
 from layers import exact
 from machine import WARP, Array
+from test_cuda_code import STEPS
 from test_cuda_kernels import two_of_four
 from warpgroup import Descriptor
 
@@ -29,20 +30,27 @@ TILES = [("dense", t) for t in table.WGMMA_DENSE] + [("2:4", t) for t in table.W
 KINDS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
 
+PLAIN = Ending(False, (), 0, (), "float32")
+
+
 def weights(random: np.random.Generator, form: str, m: int, k: int) -> Array:
     w = exact(random, (m, k + -k % 4))
     return (two_of_four(w) if form == "2:4" else w)[:, :k]
 
 
-def compute(form: Any, tile: WgmmaTile, w: Array, x: Array, operand: str) -> Array:
-    """Y [n, m], fp32."""
+def compute(
+    form: Any, tile: WgmmaTile, w: Array, x: Array, operand: str, ending: Ending = PLAIN, *more: Array
+) -> Array:
+    """Y [n, m]; `more`: tensors that follow X, and the bias."""
     (m, k), (n, _) = w.shape, x.shape
-    product = WgmmaProduct(m, 1, Rows(n, k, str(x.dtype)), tile, form, Ending(False, (), 0, (), "float32"), operand)
+    product = WgmmaProduct(m, 1, Rows(n, k, str(x.dtype)), tile, form, ending, operand)
     pack = wgmma_pack.pack_two_of_four if form == "2:4" else wgmma_pack.pack_dense
     packed = [a.view(KINDS[operand]) if a.dtype != np.uint32 else a for a in pack(w[None], tile, operand)]
     device = emit_cuda({"k": build_wgmma(product)}, {"k"}, "sm_90a", {"k": "k"})
     (launch,) = device.launches["k"]
-    arrays = [x.reshape(-1), *packed, np.full(n * m, np.nan, np.float32)]
+    tensors = len(ending.tensors)
+    y = np.full(n * m, np.nan, KINDS[ending.dtype])
+    arrays = [x.reshape(-1), *(a.reshape(-1) for a in more[:tensors]), *packed, *more[tensors:], y]
     flat = [arrays[p.index] for p in launch.arguments]
     emulator.launch(device.functions[launch.symbol], flat, launch.grid, launch.block, launch.shared)
     return arrays[-1].reshape(n, m)
@@ -65,6 +73,27 @@ def test_fewer_steps_than_stages(form: str, k: int) -> None:
     w, x = weights(random, form, 70, k), exact(random, (30, k)).astype(np.float16)
     tile = table.WGMMA_DENSE[-1] if form == "dense" else table.WGMMA_TWO_OF_FOUR[-1]
     np.testing.assert_array_equal(compute(form, tile, w, x, "float16"), x.astype(np.float32) @ w.T)
+
+
+@pytest.mark.parametrize(("form", "tile"), TILES, ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize("more", [0, 40], ids=["whole tiles", "parts"])
+def test_halves_leave_through_shared_memory(form: str, tile: WgmmaTile, more: int) -> None:
+    """Turned over on the way; with a bias, a residual and an activation."""
+    random = np.random.default_rng(5)
+    m, n, k = tile.m + more, tile.n + more // 8, 64
+    w, x, residual = weights(random, form, m, k), exact(random, (n, k)), exact(random, (n, m))
+    x, residual, bias = x.astype(np.float16), residual.astype(np.float16), exact(random, m)
+    ending = Ending(True, STEPS, 0, (n * m,), "float16", ("float16",))
+    got = compute(form, tile, w, x, "float16", ending, residual, bias)
+    expected = np.maximum(x.astype(np.float32) @ w.T + bias + residual.astype(np.float32), 0)
+    np.testing.assert_array_equal(got, expected.astype(np.float16))
+
+
+def test_bfloat16_leaves_as_it_came() -> None:
+    random = np.random.default_rng(6)
+    w, x = weights(random, "dense", 72, 80), exact(random, (33, 80)).astype(ml_dtypes.bfloat16)
+    got = compute("dense", table.WGMMA_DENSE[-1], w, x, "bfloat16", Ending(False, (), 0, (), "bfloat16"))
+    np.testing.assert_array_equal(got, (x.astype(np.float32) @ w.T).astype(ml_dtypes.bfloat16))
 
 
 def test_many_tiles_in_bands() -> None:

@@ -165,6 +165,10 @@ ASM = re.compile(r"wgmma\.mma_async(\.sp)?\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\
 def device_function(call: Any) -> Statement:
     """A function in CUDA C, known by the assembly that it holds."""
     *operands, text = call.args[1:]
+    if "*(uint4*)to = *(const uint4*)from;" in str(text.value):
+        return _copy_chunk(*(expression(o) for o in operands))
+    if "stmatrix" in str(text.value):
+        return _stmatrix(operands, str(text.value))
     match = ASM.search(str(text.value))
     if match is None:
         assert 'asm volatile("" :' in str(text.value), f"a device function that the emulator does not know: {text}"
@@ -208,6 +212,44 @@ def _product(operands: list[Any], n: int, k: int, kind: str, n_last: bool, selec
             before = s.products.sums.get((memory, index))
             before = _free(s, memory, index) if before is None else before
             s.products.sums[memory, index] = before + result[:, row, column].reshape(-1)
+
+    return run
+
+
+def _stmatrix(operands: list[Any], text: str) -> Statement:
+    """Pairs of sums rounded to registers of two halves (the first operand of cvt is the upper one), and four matrices 8 x 8 of
+    such registers stored, each transposed: thread t holds elements 2 (t % 4) and the next of row t / 4, and they go to
+    rows 2 (t % 4) and the next, at t / 4. Row r of matrix q begins where thread 8 q + r says."""
+    assert "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {r0, r1, r2, r3};" in text
+    rounded = re.findall(r"cvt\.rn\.(b?f16)x2\.f32 r(\d), %(\d+), %(\d+);", text)
+    assert [int(r) for _, r, _, _ in rounded] == [0, 1, 2, 3]
+    number, *values = [expression(o) for o in operands]
+    sources = [values[int(part) - 1] for _, _, high, low in rounded for part in (low, high)]
+
+    def run(s: State) -> None:
+        everyone(s)
+        numbers = np.asarray(number(s), np.int64)
+        (memory,) = {m for m in _shared(s) if m.base <= numbers[0] < m.base + m.cells[0].nbytes}
+        assert not (numbers % CORE).any(), "stmatrix: rows are aligned to 16 bytes"
+        begins = ((numbers - memory.base) // 2).reshape(-1, 4, 8)  # [warps, matrix, row]
+        rows = 2 * IN_GROUP[:, None] + np.arange(2)  # [thread, element]
+        cells = np.stack([begins[:, q][:, rows] + GROUP[:, None] for q in range(4)], 2).reshape(s.threads.count, 8)
+        held = np.stack([s.spread(v(s)) for v in sources], -1).astype(memory.cells.dtype)
+        memory.write(s.threads.lane, cells, held)
+
+    return run
+
+
+def _copy_chunk(to: Any, source: Any) -> Statement:
+    """16 bytes by each thread that is here."""
+
+    def run(s: State) -> None:
+        target, at, lanes = to(s), source(s), s.active()
+        count = CORE // target.memory.cells.itemsize
+        begins = [place.index[lanes] for place in (target, at)]
+        assert not any((b % count).any() for b in begins), "16 bytes at once are aligned to 16"
+        into, out_of = (b[:, None] + np.arange(count) for b in begins)
+        target.memory.write(lanes, into, at.memory.read(lanes, out_of))
 
     return run
 
