@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from spa.codegen.kernels.epilogue import overwritten
 from spa.codegen.kernels.isa import Isa, isa_of
 from spa.codegen.kernels.product import Product, Way, build_product
 from spa.codegen.kernels.tile import bucket, columns_of, dense_cost, dense_tile, sparse_columns, sparse_cost
@@ -54,6 +55,8 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
             way = "packed"
     elif product(w.kernel) == 1 and length > 2 * isa.lanes and m >= PACKED_FROM:
         way = "packed"
+    if way != "packed":
+        isa = isa.scattered
     k, depth = flat_weight.shape[2], w.channels // groups
     rows, columns = dense_tile(isa, m, length, k, depth)
     dense = Choice(rows, columns, groups * rows_of_pixels * dense_cost(isa, m, length, k, depth, rows, columns))
@@ -92,6 +95,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         weights=(*packed, *layer.vectors(layer.consts.get(2))),
         build=partial(build_product, p),
         key=p,
+        in_place=overwritten(layer, (0, *layer.tensors), p.even),
     )
 
 
