@@ -248,7 +248,7 @@ def timings(driver: Driver, arch: str) -> list[dict[str, Any]]:
                     on_card = OnCard(driver, layer, candidate.make(), arch, x)
                     us = on_card.microseconds()
                     on_card.close()
-                    rows.append(timing(size, f"spa {pattern}", candidate.tile, us, candidate.us))
+                    rows.append(timing(size, f"spa {pattern}", f"{candidate.family} {candidate.tile}", us, candidate.us))
         rows += [timing(size, name, "", us, None) for name, us in libraries(size)]
     return rows
 
@@ -376,7 +376,8 @@ class Card:
     @classmethod
     def of(cls, driver: Driver) -> Card:
         major, minor = driver.compute
-        return cls(driver.name, f"sm_{major}{minor}", f"CUDA {driver.version}", toolchain.identity())
+        only = "a" if (major, minor) == (9, 0) else ""  # warpgroup products
+        return cls(driver.name, f"sm_{major}{minor}{only}", f"CUDA {driver.version}", toolchain.identity())
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
