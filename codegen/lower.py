@@ -34,14 +34,15 @@ def compile_target(
     model: onnx.ModelProto, title: str, target: Target, shapes: Mapping[str, tuple[int, ...]]
 ) -> Artifact:
     """Compile for one target. Deterministic: the same model and target give the same bytes. Raises `Unsupported`."""
-    prepared = prepare(model, shapes, tvm_api.imported_ops() | frozenset(CONVERTERS))
+    own_ops = frozenset(() if target.name == "cuda" else kernels.OPERATORS)
+    prepared = prepare(model, shapes, tvm_api.imported_ops() | frozenset(CONVERTERS) | own_ops)
     if target.name == "cuda":
         from spa.codegen.cuda.artifact import compile_gpu
 
         return Artifact(*compile_gpu(prepared, title, target, _kernel_rows))
     inputs, outputs = interface(prepared)
     chosen = dispatch.dispatch(prepared, target, kernels.FAMILIES)
-    own = {op: served[0][1].build() for op, served in chosen.kernels.items()}
+    own = {op: _built(served[0][1]) for op, served in chosen.kernels.items()}
     declared = {op: served[0][0].output for op, served in chosen.kernels.items()}
     module = tvm_api.import_onnx(chosen.model, declared, CONVERTERS)
     lowered = tvm_api.lower(module, inputs, outputs, target, own)
@@ -52,7 +53,8 @@ def compile_target(
     with tempfile.TemporaryDirectory(prefix="spa-") as folder:
         work = Path(folder)
         compiled = tvm_api.emit(lowered, target, symbols, work, name if target.has_threads else None)
-        layout = plan_memory(program, compiled.scratch)
+        in_place = {op: served[0][1].in_place for op, served in chosen.kernels.items()}
+        layout = plan_memory(program, compiled.scratch, in_place)
         magic = int.from_bytes(hashlib.sha256(repr((name, inputs, outputs, layout)).encode()).digest()[:8], "big")
         teams = {kernel: (own.offset, own.nbytes) for kernel, own in compiled.teams.items()}
         glue = link.generate(name, title, program, layout, symbols, magic, target, teams)
@@ -75,6 +77,12 @@ def compile_target(
         "code_bytes": len(files[library]) - layout.weight_bytes,
     }
     return Artifact(files, facts)
+
+
+def _built(kernel: Kernel) -> Any:
+    """The PrimFunc of a kernel; where the output may lie where an operand does, the compiler must not take them apart."""
+    built = kernel.build()
+    return built.without_attr("tirx.noalias") if kernel.in_place else built
 
 
 def _kernel_rows(program: Program, own: Mapping[str, Sequence[tuple[Layer, Kernel]]]) -> list[dict[str, Any]]:

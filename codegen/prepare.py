@@ -18,6 +18,7 @@ from onnx import TypeProto, ValueInfoProto, helper, numpy_helper, version_conver
 
 from spa.codegen.layout import settle
 from spa.codegen.program import DTYPES, Tensor
+from spa.codegen.recurrent import unroll
 from spa.errors import ModelError, Unsupported, UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -51,7 +52,8 @@ def prepare(model: onnx.ModelProto, shapes: Shapes, known: frozenset[str]) -> on
     _check_domains(model)
     model = _inline(model, known)
     _check_tensors(model)
-    model = settle(_decoded(_fold(_modern(model))))
+    model = _decoded(_fold(_modern(model)))
+    model = settle(unroll(model) if "Recurrent" in known else model)
     model = _inline(model, known)
     _check_operators(model, known)
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spa.codegen.kernels import batched, conv, depthwise, elementwise, gemm, matvec, moves, pool, rows, spmm
+from spa.codegen.kernels import batched, conv, depthwise, elementwise, gemm, matvec, moves, pool, recurrent, rows, spmm
 from spa.codegen.layer import Offer
 
 FAMILIES: tuple[Offer, ...] = (
@@ -14,6 +14,9 @@ FAMILIES: tuple[Offer, ...] = (
     conv.offer,
     moves.offer,
     pool.offer,
+    recurrent.offer,
     rows.offer,
     elementwise.offer,
 )
+
+OPERATORS = ("Recurrent",)  # not ONNX's: what preparation makes for them, since nobody else could compute it

@@ -1,0 +1,121 @@
+"""Nodes replaced by others that do the same: what such rewrites share. Shapes must have been inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+Array = np.ndarray[Any, Any]
+
+
+class Builder:
+    """Writes the nodes that stand in for one, with names of their own, and declares their values."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.nodes: list[NodeProto] = []
+        self._tensors = {t.name: t for t in graph.initializer}
+        self._types = {v.name: v.type.tensor_type for v in [*graph.input, *graph.value_info, *graph.output]}
+        self._stem, self._count = "", 0
+
+    def begin(self, node: NodeProto) -> None:
+        """What follows stands in for this node."""
+        self._stem = node.name or node.output[0]
+
+    def const(self, name: str) -> Array | None:
+        return numpy_helper.to_array(self._tensors[name]) if name in self._tensors else None
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The static shape of a value, or None."""
+        if name in self._tensors:
+            return tuple(self._tensors[name].dims)
+        kind = self._types.get(name)
+        if kind is None or not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
+            return None
+        return tuple(d.dim_value for d in kind.shape.dim)
+
+    def constant(self, value: Array) -> str:
+        name = self._fresh()
+        self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self._tensors[name] = self.graph.initializer[-1]
+        return name
+
+    def add(
+        self, op: str, inputs: Sequence[str], shape: Sequence[int] | None = None, domain: str = "", **options: Any
+    ) -> str:
+        """A node and its output's name. Without `shape`: that of a Transpose's result, or of the first operand."""
+        name = self._fresh()
+        if shape is None:
+            shape = self.shape(inputs[0])
+            if shape is not None and op == "Transpose":
+                shape = [shape[i] for i in options["perm"]]
+        self.name(op, inputs, name, domain, **options)
+        if shape is not None:
+            self._types[name] = self._declared(name, inputs[0], shape)
+        return name
+
+    def name(self, op: str, inputs: Sequence[str], output: str, domain: str = "", **options: Any) -> None:
+        """A node whose output has its name already."""
+        label = f"{self._stem}/{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=label, domain=domain, **options))
+
+    def _declared(self, name: str, like: str, shape: Sequence[int]) -> Any:
+        kind = self._types[like].elem_type if like in self._types else self._tensors[like].data_type
+        self.graph.value_info.append(helper.make_tensor_value_info(name, kind, list(shape)))
+        return self.graph.value_info[-1].type.tensor_type
+
+    def _fresh(self) -> str:
+        self._count += 1
+        return f"{self._stem}.part{self._count}"
+
+
+Replace = Callable[[NodeProto, Builder], bool | None]
+
+
+def replaced(
+    model: onnx.ModelProto, rules: Mapping[str, Replace], domains: Sequence[str] = ("", "ai.onnx")
+) -> onnx.ModelProto:
+    """The model, changed in place: nodes of these operators and domains by what their rule writes; one that gives False
+    leaves its node alone."""
+    graph = model.graph
+    if not any(n.op_type in rules and n.domain in domains for n in graph.node):
+        return model
+    build, nodes = Builder(graph), []
+    for node in graph.node:
+        rule = rules.get(node.op_type) if node.domain in domains else None
+        if rule is None:
+            nodes.append(node)
+            continue
+        build.begin(node)
+        if rule(node, build) is False:
+            build.nodes.clear()
+            nodes.append(node)
+        nodes += build.nodes
+        build.nodes = []
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    used = {name for node in graph.node for name in node.input} | {v.name for v in graph.output}
+    for i in reversed([i for i, t in enumerate(graph.initializer) if t.name not in used]):
+        if not _captured(graph, graph.initializer[i].name):
+            del graph.initializer[i]
+    return model
+
+
+def _captured(graph: onnx.GraphProto, name: str) -> bool:
+    """Whether the body of some node may read it."""
+    return any(a.type == onnx.AttributeProto.GRAPH for n in graph.node for a in n.attribute) and bool(name)
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def where(node: NodeProto) -> str:
+    """How an error names a node."""
+    domain = f"{node.domain}::" if node.domain else ""
+    return f"node '{node.name or (node.output[0] if node.output else '')}' ({domain}{node.op_type})"
