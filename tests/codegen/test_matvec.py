@@ -1,91 +1,188 @@
-"""One row times a sparse or quantised matrix: against onnxruntime, formats against numpy, and who is asked for what."""
+"""One row times a sparse or quantised matrix: every form on every instruction set against numpy, and who is asked for what."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import zoo
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from spa.codegen.bundle import compile
-from spa.codegen.kernels.matvec import on_grid, pack_two_of_four
-from spa.runtime.toolchain import is_aarch64
+from spa.codegen.bundle import Bundle, compile
+from spa.codegen.kernels.isa import AVX512, Isa
+from spa.codegen.kernels.matvec import choose
+from spa.runtime.load import target_of
+from spa.runtime.run import open_engine
+from spa.runtime.toolchain import find, is_aarch64
 
 pytestmark = pytest.mark.codegen
+Array = np.ndarray[Any, Any]
 
 
-def two_of_four(random: np.random.Generator, k: int, m: int) -> Any:
-    """int8 codes [k, m] with two of four inputs per feature, and scales."""
-    codes = random.integers(-127, 128, (k // 4, 4, m))
-    order = random.permuted(np.broadcast_to(np.arange(4)[None, :, None], codes.shape), axis=1)
-    codes = np.where(order < 2, codes, 0).reshape(k, m)
-    codes[(order.reshape(k, m) < 2).argmax(0), np.arange(m)] = 127  # as symmetric quantisation leaves it
-    return codes.astype(np.int8), random.uniform(0.001, 0.1, m).astype(np.float32)
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A matrix, and the form in which it is to be tried where the instruction set has it."""
+
+    form: str
+    matrix: Array
 
 
-def network(matrices: list[Any]) -> Any:
+def sparse(k: int, m: int, density: float) -> Array:
+    random = np.random.default_rng(k * m)
+    return (random.standard_normal((k, m)) * (random.random((k, m)) < density)).astype(np.float32)
+
+
+def grouped(k: int, m: int, n: int, of: int) -> Array:
+    """N of M inputs per feature."""
+    random = np.random.default_rng(k * m)
+    order = random.permuted(np.broadcast_to(np.arange(of)[None, :, None], (k // of, of, m)), axis=1)
+    return (random.standard_normal((k, m)) * (order.reshape(k, m) < n)).astype(np.float32)
+
+
+def quantised(matrix: Array, bits: int, groups: int = 1) -> Array:
+    """On a symmetric grid per feature and group of inputs, as DequantizeLinear gives it."""
+    k, m = matrix.shape
+    blocks = matrix.reshape(groups, k // groups, m)
+    scales = (np.abs(blocks).max(1, keepdims=True) / (2 ** (bits - 1) - 1)).astype(np.float32)
+    scales = np.where(scales > 0, scales, np.float32(1))
+    return np.asarray(np.round(blocks / scales) * scales, np.float32).reshape(k, m)
+
+
+CASES = (
+    *(Case("bitmap", sparse(k, m, d)) for k, m, d in ((37, 64, 0.5), (1, 16, 0.5), (64, 96, 0.3), (5, 48, 0))),
+    *(Case("bitmap", sparse(k, m, d)) for k, m, d in ((31, 37, 1), (101, 83, 0.5), (7, 1000, 0.02))),
+    *(Case(f"int{b}", quantised(sparse(64, 64, 1), b)) for b in (8, 4)),
+    *(Case(f"int{b}", quantised(sparse(37, 31, 0.7), b)) for b in (8, 4)),
+    *(Case(f"int{b}", quantised(sparse(96, 100, 1), b, 3)) for b in (8, 4)),
+    *(Case(f"int{b}", quantised(sparse(2, 17, 1), b)) for b in (8, 4)),
+    *(Case(f"2:4 int{b}", quantised(grouped(64, 80, 2, 4), b)) for b in (8, 4)),
+    *(Case(f"2:4 int{b}", quantised(grouped(96, 33, 2, 4), b, 2)) for b in (8, 4)),
+    *(Case(f"{n}:{of}", grouped(of * 6, 70, n, of)) for n, of in ((1, 2), (2, 4), (1, 4), (4, 8), (3, 8))),
+    *(Case(f"{n}:{of}", grouped(of * 5, 19, n, of)) for n, of in ((1, 2), (2, 4), (5, 8), (2, 16), (5, 16))),
+)
+
+
+def network(matrices: list[Array]) -> Any:
     nodes, inputs, outputs, constants = [], [], [], []
-    for i, (k, m, stored) in enumerate(matrices):
+    for i, matrix in enumerate(matrices):
+        k, m = matrix.shape
         constants += [numpy_helper.from_array(np.linspace(-1, 1, m, dtype=np.float32), f"b{i}")]
-        names = [numpy_helper.from_array(value, f"w{i}_{j}") for j, value in enumerate(stored)]
-        constants += names
-        weight = f"w{i}_0"
-        if len(stored) == 2:
-            nodes.append(helper.make_node("DequantizeLinear", [n.name for n in names], [f"d{i}"], axis=1))
-            weight = f"d{i}"
-        nodes.append(helper.make_node("Gemm", [f"x{i}", weight, f"b{i}"], [f"p{i}"], name=f"n{i}"))
+        constants += [numpy_helper.from_array(matrix, f"w{i}")]
+        nodes.append(helper.make_node("Gemm", [f"x{i}", f"w{i}", f"b{i}"], [f"p{i}"], name=f"n{i}"))
         nodes.append(helper.make_node("Relu", [f"p{i}"], [f"y{i}"]))
-        inputs.append(helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, (1, k)))
-        outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, (1, m)))
+        inputs.append(helper.make_tensor_value_info(f"x{i}", 1, (1, k)))
+        outputs.append(helper.make_tensor_value_info(f"y{i}", 1, (1, m)))
     graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
-def sparse(random: np.random.Generator, k: int, m: int, density: float) -> Any:
-    return (random.standard_normal((k, m)) * (random.random((k, m)) < density)).astype(np.float32)
+def expected(matrices: list[Array], values: dict[str, Array]) -> dict[str, Array]:
+    found = {}
+    for i, matrix in enumerate(matrices):
+        bias = np.linspace(-1, 1, matrix.shape[1])
+        found[f"y{i}"] = np.maximum(values[f"x{i}"].astype(np.float64) @ matrix + bias, 0).astype(np.float32)
+    return found
 
 
-@pytest.mark.parametrize("level", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
-def test_host(level: str) -> None:
-    if is_aarch64() or not zoo.runs(level):
+def formats(bundle: Bundle, target: str) -> dict[str, str]:
+    return {row["layer"]: row["format"] for row in bundle.manifest["targets"][target]["kernels"]}
+
+
+@pytest.fixture
+def forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case in its form, however slow that is predicted to be."""
+    wanted = {case.matrix.tobytes(): case.form for case in CASES}
+    every = choose.candidates
+
+    def only(isa: Isa, matrix: Array) -> Iterator[choose.Candidate]:
+        return (c for c in every(isa, matrix) if c.format.name == wanted[matrix.tobytes()])
+
+    monkeypatch.setattr(choose, "candidates", only)
+    monkeypatch.setattr(choose, "WORTH", np.inf)
+
+
+CODES = {case.form for case in CASES if case.form in ("int8", "int4")}
+GROUPS = {case.form for case in CASES if ":" in case.form}
+TARGETS = {
+    "x86-64-v4": ("host", "x86-64-v4", "native", CODES | GROUPS | {"bitmap"}),
+    "x86-64-v3": ("host", "x86-64-v3", "native", CODES | {g for g in GROUPS if ":16" not in g}),
+    "x86-64-v2": ("host", "x86-64-v2", "native", CODES),
+    "arm": ("arm", None, "qemu", CODES),
+    "wasm": ("wasm", None, "wasmtime", CODES),
+    "node": ("wasm", None, "node", CODES),
+}
+
+
+@pytest.mark.parametrize("where", TARGETS)
+@pytest.mark.usefixtures("forced")
+def test_every_form(where: str) -> None:
+    target, level, engine, has = TARGETS[where]
+    if level is not None and (is_aarch64() or not zoo.runs(level)):
         pytest.skip(f"this machine is below {level}")
-    random = np.random.default_rng(0)
-    shapes = [(37, 64), (1, 16), (64, 96), (5, 48)]
-    matrices = [(k, m, (sparse(random, k, m, d),)) for (k, m), d in zip(shapes, (0.5, 0.5, 0.3, 0.0), strict=True)]
-    matrices += [(k, m, two_of_four(random, k, m)) for k, m in ((64, 64), (20, 48), (4, 16))]
-    matrices += [(32, 64, (sparse(random, 32, 64, 1.0),)), (32, 30, (sparse(random, 32, 30, 0.4),))]
+    if engine == "qemu" and (is_aarch64() or find("qemu-aarch64") is None):
+        pytest.skip("qemu-aarch64 is not installed")
+    if engine == "node" and find("node") is None:
+        pytest.skip("node is not installed")
+    matrices = [case.matrix for case in CASES]
     model = network(matrices)
     values = zoo.feeds(model)
-    bundle = compile(model, "host", host_level=level)
-    zoo.assert_same(bundle.run(values), zoo.reference(model, values))
-    formats = {row["layer"]: row["format"] for row in bundle.manifest["targets"]["host"]["kernels"]}
-    assert formats["n4"] == formats["n5"] == ("dense" if level == "x86-64-v2" else "2:4 int8")
-    assert formats["n0"] == formats["n7"] == "dense"  # zeros without a pattern, none at all
+    bundle = compile(model, target, host_level=level, use_cache=False)
+    zoo.assert_same(bundle.run(values, target, engine), expected(matrices, values))
+    found = formats(bundle, target)
+    for i, case in enumerate(CASES):
+        assert found[f"n{i}"] == (case.form if case.form in has else "dense"), case.form
 
 
-@given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 99))
-@settings(max_examples=40)
-def test_positions_and_codes_are_the_matrix(groups: int, tiles: int, seed: int) -> None:
-    width, lanes = 2, 8
-    m = tiles * width * lanes
-    codes, scales = two_of_four(np.random.default_rng(seed), groups * 4, m)
-    words, kept = pack_two_of_four(codes, width, lanes)
-    found = np.zeros_like(codes)
-    for i, word in enumerate(words):
-        tile, group, v = i // (groups * width * 2), i // (width * 2) % groups, i // 2 % width
-        for lane in range(lanes):
-            row = group * 4 + (int(np.uint32(word)) >> 2 * lane & 3)
-            found[row, (tile * width + v) * lanes + lane] += kept[i * lanes + lane]
-    assert (found == codes).all()
-    matrix = codes * scales
-    again = on_grid(matrix)
-    full = np.abs(codes).max(0) == 127
-    assert again is None or np.allclose((again[0] * again[1])[:, full], matrix[:, full], rtol=1e-6)
+@pytest.mark.usefixtures("forced")
+def test_threads_change_no_bit() -> None:
+    matrices = [case.matrix for case in CASES]
+    model = network(matrices)
+    values = zoo.feeds(model)
+    bundle = compile(model, "host", use_cache=False)
+    results = []
+    for threads in (1, 3):
+        engine = open_engine(target_of(bundle.path, "host"), threads=threads)
+        results.append(engine.run(values))
+        engine.close()
+    for name, value in results[0].items():
+        assert (value == results[1][name]).all(), name
 
 
-def test_values_off_the_grid_are_not_quantised() -> None:
-    assert on_grid(np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)) is None
+LARGE = {
+    "half": sparse(512, 768, 0.5),
+    "tenth": sparse(512, 768, 0.1),
+    "most": sparse(512, 768, 0.95),
+    "none": sparse(512, 768, 1),
+    "small": sparse(64, 64, 0.5),
+    "int8": quantised(sparse(512, 768, 1), 8),
+    "int4": quantised(sparse(512, 768, 1), 4, 16),
+    "2:4": grouped(512, 768, 2, 4),
+    "1:4 int8": quantised(grouped(512, 768, 1, 4), 8),
+}
+
+
+@pytest.mark.parametrize("target", ["host", "arm", "wasm"])
+def test_the_fastest_form_is_chosen_and_said(target: str) -> None:
+    bundle = compile(
+        network(list(LARGE.values())),
+        target,
+        host_level=None if is_aarch64() else "x86-64-v4" if target == "host" else None,
+    )
+    rows = {row["layer"]: row for row in bundle.manifest["targets"][target]["kernels"]}
+    found = {name: rows[f"n{i}"]["format"] for i, name in enumerate(LARGE)}
+    assert found["none"] == found["most"] == found["small"] == "dense"
+    assert found["int8"] == "int8" and found["int4"] == "int4"
+    if target == "host" and not is_aarch64():
+        assert found["half"] == found["tenth"] == "bitmap"
+        assert found["2:4"] == "2:4" and found["1:4 int8"] == "1:4 int8"
+    for row in rows.values():
+        assert row["family"] != "matvec" or "bytes per weight: dense" in row["why"]
+
+
+def test_predictions_follow_the_bytes() -> None:
+    """A form of fewer zeros is never predicted to be faster."""
+    took = [min(c.cycles for c in choose.candidates(AVX512, sparse(512, 768, d))) for d in (0.2, 0.4, 0.6, 0.8)]
+    assert took == sorted(took)
