@@ -9,11 +9,13 @@ from typing import Literal
 import numpy as np
 
 from spa.codegen.cuda import pack, table, wgmma_pack
-from spa.codegen.cuda.cost import Arch, Work, microseconds
+from spa.codegen.cuda.cost import L2_PER_SM, Arch, Work, microseconds
 from spa.codegen.cuda.layers import Matrix
+from spa.codegen.cuda.sources import Rows
 from spa.codegen.cuda.wgmma import WgmmaProduct, build_wgmma
+from spa.codegen.cuda.wgmma_layout import CHUNK
 from spa.codegen.cuda.wgmma_tile import DEPTH, WgmmaTile
-from spa.codegen.cuda.wgmma_words import PTX_NAMES
+from spa.codegen.cuda.wgmma_words import PTX_NAMES, ROWS
 from spa.codegen.cuda.writer import Ending
 from spa.codegen.kernels.vector import covering
 from spa.codegen.layer import Array, Kernel, Layer
@@ -21,22 +23,34 @@ from spa.codegen.layer import Array, Kernel, Layer
 Form = Literal["dense", "2:4"]
 HALF_BYTES = 2
 STEP_US = 0.15  # from one barrier to the next, at least
+SHARED_PER_SM = 205e3  # bytes per microsecond through a multiprocessor's shared memory: 128 in a cycle
+SUMS = 128  # of a thread: with more there are no registers left for X on its way
 STORED = {"dense": 1.0, "2:4": 0.5 + 1 / 16}  # bytes of W, of those of dense W
 
 
-def predicted(matrix: Matrix, arch: Arch) -> Iterator[tuple[Form, WgmmaTile, float]]:
+def predicted(matrix: Matrix, arch: Arch, operand: str) -> Iterator[tuple[Form, WgmmaTile, float]]:
     """(form, tile, microseconds); none where the architecture has no warpgroup products."""
     if not arch.warpgroup:
         return
-    for tile in table.WGMMA_DENSE:
-        yield "dense", tile, _microseconds(matrix, arch, tile, "dense")
+    s = matrix.source
+    copied = isinstance(s, Rows) and s.dtype == operand and s.k % CHUNK == 0
+    forms: dict[Form, tuple[WgmmaTile, ...]] = {"dense": table.WGMMA_DENSE}
     if _is_sparse(matrix.weight):
-        for tile in table.WGMMA_TWO_OF_FOUR:
-            yield "2:4", tile, _microseconds(matrix, arch, tile, "2:4")
+        forms["2:4"] = table.WGMMA_TWO_OF_FOUR
+    for form, tiles in forms.items():
+        for tile in tiles:
+            if copied or tile.sums <= SUMS:
+                yield form, tile, _microseconds(matrix, arch, tile, form)
 
 
 def _is_sparse(w: Array) -> bool:
     return bool(np.count_nonzero(w) <= 0.5 * w.size) and pack.is_two_of_four(w)
+
+
+def _through_shared(tile: WgmmaTile, form: Form) -> float:
+    """Bytes of a step: W and X arrive; every 64 rows of W are read once, X by each of them."""
+    w, x = tile.m * DEPTH * STORED[form], tile.n * DEPTH
+    return HALF_BYTES * (2 * w + x * (1 + tile.m / ROWS))
 
 
 def _microseconds(matrix: Matrix, arch: Arch, tile: WgmmaTile, form: Form) -> float:
@@ -51,7 +65,7 @@ def _microseconds(matrix: Matrix, arch: Arch, tile: WgmmaTile, form: Form) -> fl
         threads=tile.threads,
         shared=int(tile.stages * stage),
         bytes=matrix.weight.size * HALF_BYTES * STORED[form] + moved,
-        traffic=stage,
+        traffic=max(stage, _through_shared(tile, form) * L2_PER_SM / SHARED_PER_SM),
         step=STEP_US,
     )
     return microseconds(arch, work)

@@ -39,5 +39,10 @@ class WgmmaTile:
         return self.m // (64 * self.groups)
 
     @property
+    def sums(self) -> int:
+        """Of a thread."""
+        return self.rows * self.n // 2
+
+    @property
     def name(self) -> str:
         return f"{self.m}x{self.n}x{self.k}-{self.stages}"
