@@ -80,7 +80,7 @@ def candidates(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterat
 
 def _tensor(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterator[Candidate]:
     w = matrix.weight
-    for shape, big, us in wgmma_offer.predicted(matrix, arch):
+    for shape, big, us in wgmma_offer.predicted(matrix, arch, operand):
         why, ending = _why(matrix, us, arch), ending_of(layer, matrix)
         make = partial(wgmma_offer.kernel_of, layer, matrix, shape, big, operand, ending, why)
         yield Candidate("wgmma", shape, big.name, us, make)
