@@ -32,6 +32,7 @@ WGMMA_DENSE = (  # big: few bytes from the L2 for what is multiplied; small: two
     WgmmaTile(64, 128, 1, 4),
 )
 WGMMA_TWO_OF_FOUR = (
+    WgmmaTile(256, 192, 2, 5),
     WgmmaTile(256, 128, 2, 6),
     WgmmaTile(128, 256, 2, 5),
     WgmmaTile(128, 128, 2, 4),
