@@ -34,8 +34,9 @@ import numpy as np
 from spa.codegen.bundle import compile
 from spa.codegen.cuda import toolchain
 from spa.codegen.cuda.cost import arch_of
-from spa.codegen.cuda.families import OPERANDS, Candidate, candidates
+from spa.codegen.cuda.families import Candidate, candidates
 from spa.codegen.cuda.layers import matrix_of
+from spa.codegen.cuda.words import OPERANDS
 from spa.codegen.layer import Kernel, Layer
 from spa.codegen.program import Tensor
 from spa.codegen.tvm_api.cuda import emit_cuda
@@ -248,7 +249,9 @@ def timings(driver: Driver, arch: str) -> list[dict[str, Any]]:
                     on_card = OnCard(driver, layer, candidate.make(), arch, x)
                     us = on_card.microseconds()
                     on_card.close()
-                    rows.append(timing(size, f"spa {pattern}", f"{candidate.family} {candidate.tile}", us, candidate.us))
+                    rows.append(
+                        timing(size, f"spa {pattern}", f"{candidate.family} {candidate.tile}", us, candidate.us)
+                    )
         rows += [timing(size, name, "", us, None) for name, us in libraries(size)]
     return rows
 

@@ -15,9 +15,11 @@ import onnx
 
 from spa.codegen import dispatch, link, tvm_api
 from spa.codegen.converters import CONVERTERS
-from spa.codegen.cuda import families, launcher, toolchain
+from spa.codegen.cuda import launcher, toolchain
+from spa.codegen.cuda.heads import share_heads
 from spa.codegen.cuda.launch_table import SCHEMA, Table, build_table, check_against
 from spa.codegen.cuda.occupancy import occupancy
+from spa.codegen.cuda.offers import OFFERS
 from spa.codegen.cuda.storage import settled
 from spa.codegen.layer import Kernel, Layer
 from spa.codegen.plan_memory import Layout, plan_memory
@@ -25,8 +27,6 @@ from spa.codegen.prepare import interface
 from spa.codegen.program import Program
 from spa.codegen.target import Target, host
 from spa.codegen.tvm_api.cuda import Device, emit_cuda, schedule_cuda
-
-OFFERS = (families.offer,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def lower_gpu(prepared: onnx.ModelProto, name: str, target: Target, rows: Rows) 
     """A prepared model as launches."""
     inputs, outputs = interface(prepared)
     arch = target.cpu.split(",")[0]
-    chosen = settled(dispatch.dispatch(prepared, target, OFFERS), target)
+    chosen = settled(dispatch.dispatch(share_heads(prepared), target, OFFERS), target)
     own = {op: served[0][1].build() for op, served in chosen.kernels.items()}
     declared = {op: served[0][0].output for op, served in chosen.kernels.items()}
     module = tvm_api.import_onnx(chosen.model, declared, CONVERTERS)

@@ -17,12 +17,11 @@ from spa.codegen.cuda.layers import Matrix, ending_of, matrix_of, reaches, resid
 from spa.codegen.cuda.product import Form, Product, build_product
 from spa.codegen.cuda.sources import Planes, Rows
 from spa.codegen.cuda.tile import Tile
-from spa.codegen.cuda.words import BFLOAT, HALF, NARROW
+from spa.codegen.cuda.words import NARROW, OPERANDS
 from spa.codegen.kernels.vector import FLOAT, covering, product
 from spa.codegen.layer import Array, Kernel, Layer
 from spa.codegen.target import Target
 
-OPERANDS = {"fp16": HALF, "bf16": BFLOAT, "fp32": FLOAT}  # of products, by --precision
 SHORT = {dtype: precision for precision, dtype in OPERANDS.items()}
 HALF_BYTES, FLOAT_BYTES, WORD_BYTES = 2, 4, 4
 MIN_TENSOR = 16  # outputs and inputs below which tensor cores would multiply little but padding
@@ -71,8 +70,7 @@ def candidates(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterat
     if operand in NARROW and min(matrix.m, s.k) >= MIN_TENSOR:
         yield from _tensor(layer, matrix, arch, operand)
         return
-    if s.dtype == "float32":
-        yield from _simt(layer, matrix, arch)
+    yield from _simt(layer, matrix, arch)
 
 
 # Tensor cores ----------------------------------------------------------------------------------------------------

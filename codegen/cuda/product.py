@@ -17,35 +17,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from spa.codegen.cuda.fragments import PAD, Fragments
 from spa.codegen.cuda.sources import Place, Source, Tiling, mover
 from spa.codegen.cuda.tile import Tile
 from spa.codegen.cuda.words import (
-    BFLOAT,
     HALF,
     WARP,
     WORD,
-    address,
     axis,
     barrier,
     both,
     commit,
     copy_async,
     dynamic_shared,
-    local,
     named,
     only,
-    ptx,
     static_shared,
     unrolled,
     wait_for_all_but,
     when,
 )
 from spa.codegen.cuda.writer import Ending, Writer
-from spa.codegen.kernels.vector import Expr, argument, build, covering, function, loop
+from spa.codegen.kernels.vector import Expr, argument, covering, function, loop
 from spa.codegen.tvm_api import tirx
 
-PAD = 8  # halves
-PTX_NAMES = {HALF: "f16", BFLOAT: "bf16"}
 Form = Literal["dense", "2:4", "bsr"]
 
 
@@ -117,24 +112,17 @@ class _Product:
             axis("threadIdx.x", t.threads) as thread,
         ):
             self.group, self.m_tile, self.n_tile, self.thread = group, m_tile, n_tile, thread
-            self.lane, warp = named(thread % WARP), named(thread // WARP)
-            self.warp_m, self.warp_n = named(warp // t.warps_n * t.warp_m), named(warp % t.warps_n * t.warp_n)
+            lane, warp = named(thread % WARP), named(thread // WARP)
+            warp_m, warp_n = named(warp // t.warps_n * t.warp_m), named(warp % t.warps_n * t.warp_n)
             self.shared = dynamic_shared(t.stages * self.stage_size, p.operand)
             self.shared_meta = static_shared(t.stages * self.words, WORD) if self.meta is not None else None
-            self.a = local(t.rows * 4, WORD)
-            self.b = local(t.columns * self.b_words, WORD)
-            self.e = local(t.rows, WORD) if self.meta is not None else None
-            self.sums = local(t.rows * t.columns * 4, "float32")
+            self.fragments = Fragments(t, p.operand, lane, warp_m, warp_n, self.meta is not None)
             place: Place = (lambda k, n: n * self.b_row + k) if p.source.k_last else (lambda k, n: k * self.b_row + n)
             tiling = Tiling(t.k, t.n, t.threads, thread, named(n_tile * t.n), group)
             self.mover = mover(p.source, self.x, tiling, self.shared, place, p.source.k_last)
             self._choose_tiles()
             self._multiply()
             self._leave()
-
-    @property
-    def b_words(self) -> int:
-        return 4 if self.p.form == "2:4" else 2
 
     def _choose_tiles(self) -> None:
         """Which tiles of W this block of threads walks over: from `first`, `count` of them."""
@@ -149,8 +137,7 @@ class _Product:
 
     def _multiply(self) -> None:
         t = self.p.tile
-        with unrolled(t.rows * t.columns * 4) as i:
-            build.buffer_store(self.sums, tirx.const(0.0, "float32"), [i])
+        self.fragments.clear()
         for ahead in range(t.stages - 1):
             with self._if_there(ahead):
                 self._fetch(ahead, ahead * self.stage_size, ahead)
@@ -196,57 +183,20 @@ class _Product:
 
     def _step(self, stage: Expr) -> None:
         """Multiply one stage."""
-        p, t = self.p, self.p.tile
-        depth = 32 if p.form == "2:4" else 16  # k of one instruction
+        t, f = self.p.tile, self.fragments
         a, b = named(stage * self.stage_size), named(stage * self.stage_size + self.a_size)
-        with unrolled(t.k // depth) as s:
-            with unrolled(t.rows) as i:
-                row = self.warp_m + i * 16 + self.lane % 16
-                at = a + row * self.a_row + s * 16 + self.lane // 16 * 8
-                self._load(self.a, i * 4, 4, self.shared, at, "")
-                if self.shared_meta is not None:
-                    quad = ((self.warp_m // 16 + i) * (t.k // 16) + s * 2 + self.lane % 2) * 8 + self.lane // 4
-                    build.buffer_store(self.e, self.shared_meta[stage * self.words + quad], [i])
-            self._load_b(b, s * depth)
-            with unrolled(t.rows) as i, unrolled(t.columns) as j:
-                self._mma(i, j)
-
-    def _load_b(self, b: Expr, k: Expr) -> None:
-        """The fragments of all columns of the warp: four matrices of 8 x 8 at a time, of one n8 (2:4) or of two."""
-        t, lane = self.p.tile, self.lane
-        if self.p.form == "2:4":
-            along_k, along_n, at_once = lane // 8 * 8 + lane % 8, 0, 1
-            row_k, row_n = lane // 8 * 8, lane % 8
-        else:
-            along_k, along_n, at_once = lane % 16, lane // 16 * 8, 2
-            row_k, row_n = lane // 8 % 2 * 8, lane // 16 * 8 + lane % 8
-        with unrolled(t.columns // at_once) as j:
-            n = self.warp_n + j * (8 * at_once)
-            row, column = (n + row_n, k + row_k) if self.p.source.k_last else (k + along_k, n + along_n)
-            at = b + row * self.b_row + column
-            self._load(self.b, j * 4, 4, self.shared, at, "" if self.p.source.k_last else ".trans")
-
-    def _load(self, target: Any, first: Expr, count: int, source: Any, at: Expr, how: str) -> None:
-        registers = [target[first + r] for r in range(count)]
-        ptx(f"ldmatrix.sync.aligned.m8n8.x{count}{how}.shared.b16", *registers, address(source, at))
-
-    def _mma(self, i: Expr, j: Expr) -> None:
-        t, kind = self.p.tile, PTX_NAMES[self.p.operand]
-        d = [self.sums[(i * t.columns + j) * 4 + r] for r in range(4)]
-        a = [self.a[i * 4 + r] for r in range(4)]
-        b = [self.b[j * self.b_words + r] for r in range(self.b_words)]
-        if self.e is None:
-            ptx(f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32", *d, *a, *b, *d)
-        else:
-            name = f"mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.{kind}.{kind}.f32"
-            ptx(name, *d, *a, *b, *d, self.e[i], 0)
+        with unrolled(t.k // f.depth) as s:
+            f.load_a(self.shared, a, self.a_row, s * 16)
+            if self.shared_meta is not None:
+                f.load_metadata(self.shared_meta, stage * self.words, s)
+            f.load_b(self.shared, b, self.b_row, s * f.depth, self.p.source.k_last)
+            f.multiply()
 
     def _leave(self) -> None:
         p, t = self.p, self.p.tile
-        with unrolled(t.rows) as i, unrolled(t.columns) as j, unrolled(4) as r:
-            m = self.m_tile * t.m + self.warp_m + i * 16 + self.lane // 4 + r // 2 * 8
-            n = self.n_tile * t.n + self.warp_n + j * 8 + self.lane % 4 * 2 + r % 2
+        with self.fragments.each() as (value, row, column):
+            m, n = self.m_tile * t.m + row, self.n_tile * t.n + column
             conditions = [m < p.m] if p.m % t.m else []
             conditions += [n < p.source.n] if p.source.n % t.n else []
             with only(both(*conditions)):
-                self.out.finish(self.sums[(i * t.columns + j) * 4 + r], self.group, m, n)
+                self.out.finish(value, self.group, m, n)

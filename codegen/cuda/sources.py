@@ -114,7 +114,7 @@ def mover(source: Source, x: Any, t: Tiling, shared: Any, place: Place, k_last: 
     return _RowMover(source, x, t, shared, place, k_last)
 
 
-def _inside(value: Expr, limit: int, step: int) -> Any:
+def inside(value: Expr, limit: int, step: int) -> Any:
     """`value` < `limit`; True where no tile reaches beyond."""
     return True if limit % step == 0 else value < limit
 
@@ -132,19 +132,19 @@ class _AsyncRowMover:
             unit = i * t.threads + t.thread
             row, kk = unit // per_row, unit % per_row * 8
             n = t.first + row
-            condition = both(_inside(n, s.n, t.width), _inside(k + kk, s.k, t.depth))
+            condition = both(inside(n, s.n, t.width), inside(k + kk, s.k, t.depth))
             assert per_row * t.width % t.threads == 0
             copy_async(self.shared, to + self.place_of(kk, row), self.x, n * s.k + k + kk, condition)
 
     def place(self, to: Expr) -> None: ...
 
 
-class _Registers:
+class Registers:
     """Loads into registers, `lanes` neighbours at a time."""
 
-    def __init__(self, x: Any, t: Tiling, shared: Any, lanes: int, units: int, dtype: str) -> None:
-        self.x, self.t, self.shared, self.lanes = x, t, shared, lanes
-        self.count = -(-units // t.threads)
+    def __init__(self, x: Any, threads: int, thread: Expr, shared: Any, lanes: int, units: int, dtype: str) -> None:
+        self.x, self.threads, self.thread, self.shared, self.lanes = x, threads, thread, shared, lanes
+        self.count = -(-units // threads)
         self.units, self.dtype = units, dtype
         self.registers = local(self.count, dtype if lanes == 1 else f"{dtype}x{lanes}")
 
@@ -164,11 +164,11 @@ class _Registers:
         build.buffer_store(self.shared, value, [to if self.lanes == 1 else tirx.Ramp(to, 1, self.lanes)])
 
     def unit(self, i: Expr) -> Expr:
-        return i * self.t.threads + self.t.thread
+        return i * self.threads + self.thread
 
     def mine(self, i: Expr) -> Any:
         """Whether unit i of this thread exists."""
-        return True if self.units % self.t.threads == 0 else self.unit(i) < self.units
+        return True if self.units % self.threads == 0 else self.unit(i) < self.units
 
 
 class _RowMover:
@@ -176,7 +176,7 @@ class _RowMover:
         self.source, self.t, self.place_of, self.k_last = source, t, place, k_last
         lanes = 4 if source.k % 4 == 0 and source.dtype not in NARROW else 1
         self.per_row = t.depth // lanes
-        self.r = _Registers(x, t, shared, lanes, self.per_row * t.width, source.dtype)
+        self.r = Registers(x, t.threads, t.thread, shared, lanes, self.per_row * t.width, source.dtype)
 
     def _at(self, i: Expr) -> tuple[Expr, Expr]:
         unit = self.r.unit(i)
@@ -187,7 +187,7 @@ class _RowMover:
         with unrolled(self.r.count) as i:
             kk, row = self._at(i)
             n = t.first + row
-            condition = both(self.r.mine(i), _inside(n, s.n, t.width), _inside(k + kk, s.k, t.depth))
+            condition = both(self.r.mine(i), inside(n, s.n, t.width), inside(k + kk, s.k, t.depth))
             self.r.load(i, condition, n * s.k + k + kk)
 
     def place(self, to: Expr) -> None:
@@ -214,13 +214,13 @@ class _AsyncPixelMover:
         picture = 0 if w.batch == 1 else n // source.pixels
         pixel = n if w.batch == 1 else n % source.pixels
         self.base = named((picture * w.channels + t.group * source.channels) * source.pixels + pixel)
-        self.inside = _inside(n, source.n, t.width)
+        self.inside = inside(n, source.n, t.width)
 
     def fetch(self, k: Expr, to: Expr) -> None:
         s, t = self.source, self.t
         with unrolled(-(-t.depth // self.step)) as i:
             kk = self.row + i * self.step
-            exists = both(self.inside, _inside(k + kk, s.k, t.depth))
+            exists = both(self.inside, inside(k + kk, s.k, t.depth))
             with only(t.depth % self.step == 0 or kk < t.depth):
                 to_pixel = to + self.place_of(kk, self.column)
                 copy_async(self.shared, to_pixel, self.x, self.base + (k + kk) * s.pixels, exists, 2 * self.lanes)
@@ -237,14 +237,14 @@ class _PlaneMover:
         lanes = 4 if source.pointwise and source.pixels % 4 == 0 and source.dtype not in NARROW else 1
         assert t.threads % (t.width // lanes) == 0, "threads walk over k in equal steps"
         self.step = t.threads // (t.width // lanes)
-        self.r = _Registers(x, t, shared, lanes, t.depth * t.width // lanes, source.dtype)
+        self.r = Registers(x, t.threads, t.thread, shared, lanes, t.depth * t.width // lanes, source.dtype)
         self.column = named(t.thread % (t.width // lanes) * lanes)
         self.row = named(t.thread // (t.width // lanes))
         n = named(t.first + self.column)
         picture = 0 if w.batch == 1 else n // source.pixels
         pixel = n if w.batch == 1 else n % source.pixels
         self.base = named((picture * w.channels + t.group * source.channels) * product(w.size))
-        self.inside = _inside(n, source.n, t.width)
+        self.inside = inside(n, source.n, t.width)
         self.pixel = named(pixel)
         self.top = named(pixel // w.out[1] * w.strides[0] - w.pads[0])
         self.left = named(pixel % w.out[1] * w.strides[1] - w.pads[1])
@@ -254,7 +254,7 @@ class _PlaneMover:
         with unrolled(self.r.count) as i:
             kk = self.row + i * self.step
             at_k = k + kk
-            exists = both(self.inside, _inside(at_k, s.k, self.t.depth), self._in_tile(kk))
+            exists = both(self.inside, inside(at_k, s.k, self.t.depth), self._in_tile(kk))
             if s.pointwise:
                 self.r.load(i, exists, self.base + at_k * product(w.size) + self.pixel)
                 return

@@ -19,9 +19,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from spa.codegen.cuda.calls import Call, calls_of, rebuilt, tensors_of
-from spa.codegen.cuda.families import OPERANDS, offer
-from spa.codegen.cuda.words import BFLOAT, HALF, NARROW
-from spa.codegen.dispatch import Chosen
+from spa.codegen.cuda.offers import OFFERS
+from spa.codegen.cuda.words import BFLOAT, HALF, NARROW, OPERANDS
+from spa.codegen.dispatch import Chosen, choose
 from spa.codegen.fusion import ALIASES
 from spa.codegen.kernels.vector import FLOAT
 from spa.codegen.layer import Layer
@@ -192,7 +192,7 @@ class _Net:
     def _again(self, call: Call, **changes: object) -> Call | None:
         """The call with a changed layer, if there is a kernel for it that reads the same."""
         layer = replace(call.layer, **changes)  # type: ignore[arg-type]
-        kernel = offer(layer, self.target)
+        kernel = choose(layer, self.target, OFFERS)
         if kernel is None or kernel.activations != call.kernel.activations or kernel.viewed != call.kernel.viewed:
             return None
         return replace(call, layer=layer, kernel=kernel)

@@ -44,6 +44,12 @@ BLOCKS = (  # the size of a block is m and k of its tile
     Tile(16, 128, 16, 16, 32, 3),
     Tile(16, 64, 16, 16, 16, 3),
 )
+BATCHED = (  # products of two activations
+    Tile(128, 128, 32, 64, 32, 3),
+    Tile(64, 64, 32, 32, 32, 3),
+    Tile(32, 64, 32, 16, 32, 3),
+    Tile(16, 64, 32, 16, 16, 3),
+)
 SIMT = (
     SimtTile(128, 128, 8, 8, 8),
     SimtTile(64, 64, 16, 4, 4),

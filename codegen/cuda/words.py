@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from spa.codegen.kernels.vector import Expr, build
+from spa.codegen.kernels.vector import FLOAT, Expr, build
 from spa.codegen.tvm_api import ir_builder, tirx
 from spa.codegen.tvm_api.cuda import ptx as ptx
 
@@ -14,6 +14,7 @@ WARP = 32
 HALF = "float16"
 BFLOAT = "bfloat16"
 NARROW = (HALF, BFLOAT)  # operands of tensor cores
+OPERANDS = {"fp16": HALF, "bf16": BFLOAT, "fp32": FLOAT}  # of products, by --precision
 WORD = "uint32"
 
 

@@ -13,8 +13,9 @@ from expressions import numpy_type
 from machine import Array
 
 from spa.codegen.converters import CONVERTERS
-from spa.codegen.cuda.families import OPERANDS, candidates
+from spa.codegen.cuda.families import candidates
 from spa.codegen.cuda.families import matrix_of as matrix_of
+from spa.codegen.cuda.words import OPERANDS
 from spa.codegen.dispatch import dispatch
 from spa.codegen.layer import Kernel, Layer
 from spa.codegen.prepare import prepare

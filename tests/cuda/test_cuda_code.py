@@ -11,9 +11,11 @@ import pytest
 from sass import disassembled, find_nvdisasm
 
 from spa.codegen.cuda import depthwise, few, simt, table, toolchain
+from spa.codegen.cuda.batched import Batched, build_batched
 from spa.codegen.cuda.occupancy import occupancy
 from spa.codegen.cuda.product import Product, build_product
 from spa.codegen.cuda.sources import Planes, Rows
+from spa.codegen.cuda.strided import Strided
 from spa.codegen.cuda.words import BFLOAT
 from spa.codegen.cuda.writer import Ending
 from spa.codegen.kernels.window import Window
@@ -50,6 +52,16 @@ def kernels() -> dict[str, Any]:
                     found[f"{NAMES[form]}_{tile.name}_{kind}_bf16"] = build_product(replace(p, operand=BFLOAT))
     for tile in table.SIMT:
         found[f"simt_{tile.name}"] = simt.build_simt(simt.Simt(m, 1, rows, tile, ending(m * rows.n)))
+    for tile in table.BATCHED:
+        for kind, strides in (("rows", (1, 192)), ("columns", (192, 1))):
+            a = Strided(4 * 200 * 192, 0, (200, 48), (192, 1), (38400, 48), "float16")
+            b = Strided(4 * 200 * 192, 0, (48, 200) if kind == "rows" else (200, 48), strides, (38400, 48), "float16")
+            turned = replace(a, size=640000, shape=(200, 200), strides=(200, 1), batch=(160000, 40000))
+            a = a if kind == "rows" else turned
+            n = b.shape[1]
+            batch = ((4, 4 * 200 * n), (4, 200 * n))
+            last = Ending(False, (), 0, (), "float16")
+            found[f"batched_{tile.name}_{kind}"] = build_batched(Batched(a, b, batch, n, tile, "float16", 0.125, last))
     narrow = Rows(4, 1000, "float32")
     for form, more in (("dense", {}), ("block", {"rows": 4}), ("N:M", {"pattern": (2, 4)})):
         options: dict[str, Any] = {"rows": 1, "stored": m * 500 if form == "N:M" else m * 1000, **more}
@@ -108,9 +120,9 @@ def test_instructions(image: Any) -> None:
         assert ("mma.sp::ordered_metadata.sync" in body) == name.startswith("sparse"), name
         kind = "bf16" if name.endswith("bf16_kernel") else "f16"
         dense = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32" in body
-        assert dense == name.startswith(("dense", "bsr")), name
-        assert ("cp.async" in body) == name.startswith(("dense", "sparse", "bsr", "simt")), name
-        assert (".trans" in body) == ("planes" in name), name
+        assert dense == name.startswith(("dense", "bsr", "batched")), name
+        assert ("cp.async" in body) == name.startswith(("dense", "sparse", "bsr", "simt", "batched")), name
+        assert (".trans" in body) == ("planes" in name or "columns" in name), name
 
 
 @needs_nvcc
@@ -120,7 +132,7 @@ def test_machine_code(image: Any, tmp_path: Path) -> None:
     kernels_of = disassembled(image.cubin, tmp_path)
     assert len(kernels_of) == len(image.resources) > 20
     for name, found in kernels_of.items():
-        sparse, dense = name.startswith("sparse"), name.startswith(("dense", "bsr"))
+        sparse, dense = name.startswith("sparse"), name.startswith(("dense", "bsr", "batched"))
         kind = ".BF16" if name.endswith("bf16_kernel") else ""
         assert (found[f"HMMA.SP.16832.F32{kind}"] > 0) == sparse, name
         assert (found[f"HMMA.16816.F32{kind}"] > 0) == dense, name
