@@ -16,15 +16,15 @@ import numpy as np
 import onnx
 from onnx import TypeProto, ValueInfoProto, helper, numpy_helper, version_converter
 
+from spa.codegen.contrib import DOMAINS, RULES, plain
 from spa.codegen.layout import settle
 from spa.codegen.program import DTYPES, Tensor
+from spa.codegen.quantised import decoded
 from spa.codegen.recurrent import unroll
 from spa.errors import ModelError, Unsupported, UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# operators of other domains that the importer knows
-CONTRIB = {"BiasGelu", "EmbedLayerNormalization", "FastGelu", "SkipLayerNormalization"}
 # what the importer has but cannot do without a runtime beside it, or with shapes that depend on values
 REFUSED = {
     "NonZero": "the shape of its output depends on the values",
@@ -49,10 +49,11 @@ def prepare(model: onnx.ModelProto, shapes: Shapes, known: frozenset[str]) -> on
     model = _copy(model)
     _drop_initializer_inputs(model)
     _fix_shapes(model, shapes)
+    model = decoded(model)
     _check_domains(model)
-    model = _inline(model, known)
+    model = plain(_inline(model, known))
     _check_tensors(model)
-    model = _decoded(_fold(_modern(model)))
+    model = decoded(_fold(_modern(model)))
     model = settle(unroll(model) if "Recurrent" in known else model)
     model = _inline(model, known)
     _check_operators(model, known)
@@ -149,7 +150,7 @@ def _check_domains(model: onnx.ModelProto) -> None:
         for node in nodes:
             if node.domain in ("", "ai.onnx") or (node.domain, node.op_type) in functions:
                 continue
-            if node.domain == "com.microsoft" and node.op_type in CONTRIB:
+            if node.domain in DOMAINS and node.op_type in RULES:
                 continue
             raise Unsupported(
                 f"operators of the domain '{node.domain}' cannot be compiled",
@@ -242,31 +243,6 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     return _infer(model)
 
 
-def _decoded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Quantised weights as floats, which onnxruntime leaves alone: the kernels pack them as they like."""
-    consts = {t.name: t for t in model.graph.initializer}
-    kept = []
-    for node in model.graph.node:
-        values = [numpy_helper.to_array(consts[n]) for n in node.input if n in consts]
-        blocked = any(a.name == "block_size" and a.i for a in node.attribute)
-        if node.op_type != "DequantizeLinear" or len(values) != len(node.input) or blocked:
-            kept.append(node)
-            continue
-        codes, scale, *zero = values
-        if codes.dtype not in (np.int8, np.uint8) or scale.dtype != np.float32 or scale.ndim > 1:
-            kept.append(node)
-            continue
-        axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
-        along = [-1 if scale.size > 1 and i == axis % codes.ndim else 1 for i in range(codes.ndim)]
-        shift = zero[0].reshape(along).astype(np.int32) if zero else 0
-        value = ((codes.astype(np.int32) - shift) * scale.reshape(along)).astype(np.float32).reshape(codes.shape)
-        model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
-    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in kept]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model
-
-
 def _fold_once(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model if it cannot be folded."""
     import onnxruntime as ort
@@ -283,7 +259,7 @@ def _fold_once(model: onnx.ModelProto) -> onnx.ModelProto:
             folded = onnx.load(path)
         except Exception:  # a model onnxruntime cannot load may still compile; the importer will judge
             return model
-    if any(n.domain not in ("", "ai.onnx") and n.op_type not in CONTRIB for n in folded.graph.node):
+    if any(n.domain not in ("", "ai.onnx") for n in folded.graph.node):
         return model
     same = {v.name for v in folded.graph.input} == {v.name for v in model.graph.input}
     return folded if same else model

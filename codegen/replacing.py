@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ Array = np.ndarray[Any, Any]
 class Builder:
     """Writes the nodes that stand in for one, with names of their own, and declares their values."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = self.graph = model.graph
+        self._inferred = light_shapes(model)
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.nodes: list[NodeProto] = []
         self._tensors = {t.name: t for t in graph.initializer}
         self._types = {v.name: v.type.tensor_type for v in [*graph.input, *graph.value_info, *graph.output]}
@@ -35,28 +38,35 @@ class Builder:
             return tuple(self._tensors[name].dims)
         kind = self._types.get(name)
         if kind is None or not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
-            return None
+            return self._inferred.get(name)
         return tuple(d.dim_value for d in kind.shape.dim)
 
     def constant(self, value: Array) -> str:
         name = self._fresh()
-        self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         self._tensors[name] = self.graph.initializer[-1]
         return name
 
     def add(
         self, op: str, inputs: Sequence[str], shape: Sequence[int] | None = None, domain: str = "", **options: Any
     ) -> str:
-        """A node and its output's name. Without `shape`: that of a Transpose's result, or of the first operand."""
+        """A node and its output's name. Without `shape`: that of a Transpose's result, or of the first operand. Empty: it is
+        not known."""
         name = self._fresh()
         if shape is None:
             shape = self.shape(inputs[0])
             if shape is not None and op == "Transpose":
                 shape = [shape[i] for i in options["perm"]]
         self.name(op, inputs, name, domain, **options)
-        if shape is not None:
+        if shape:
             self._types[name] = self._declared(name, inputs[0], shape)
         return name
+
+    def reduced(self, op: str, x: str, axes: Sequence[int], keepdims: int = 1) -> str:
+        """A reduction, its axes where this opset has them."""
+        if self.opset >= (13 if op == "ReduceSum" else 18):
+            return self.add(op, [x, self.constant(np.array(axes, np.int64))], (), keepdims=keepdims)
+        return self.add(op, [x], (), axes=list(axes), keepdims=keepdims)
 
     def name(self, op: str, inputs: Sequence[str], output: str, domain: str = "", **options: Any) -> None:
         """A node whose output has its name already."""
@@ -73,6 +83,35 @@ class Builder:
         return f"{self._stem}.part{self._count}"
 
 
+SMALL = 64  # elements of constants that shapes may depend on
+
+
+def light_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Static shapes as far as they can be inferred now, without copying the weights."""
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    graph = light.graph
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except Exception:  # it will be judged when it is imported
+        return {}
+    return {
+        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+        for value in [*inferred.graph.value_info, *inferred.graph.output]
+        if value.type.tensor_type.HasField("shape")
+        and all(d.HasField("dim_value") for d in value.type.tensor_type.shape.dim)
+    }
+
+
 Replace = Callable[[NodeProto, Builder], bool | None]
 
 
@@ -84,7 +123,7 @@ def replaced(
     graph = model.graph
     if not any(n.op_type in rules and n.domain in domains for n in graph.node):
         return model
-    build, nodes = Builder(graph), []
+    build, nodes = Builder(model), []
     for node in graph.node:
         rule = rules.get(node.op_type) if node.domain in domains else None
         if rule is None:

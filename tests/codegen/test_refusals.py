@@ -14,10 +14,9 @@ from spa.errors import MissingTool, SpaError, Unsupported, UsageError
 pytestmark = pytest.mark.codegen
 
 REFUSED = {
-    "LSTM": (
-        """g (float[5,1,4] x) => (float[5,1,1,3] y) <float[1,12,4] w, float[1,12,3] r>
-{ y = LSTM<hidden_size=3>(x, w, r) }""",
-        "LSTM",
+    "DeformConv": (
+        """g (float[1,1,4,4] x, float[1,8,3,3] o) => (float[1,1,3,3] y) <float[1,1,2,2] w> { y = DeformConv(x, w, o) }""",
+        "DeformConv",
     ),
     "foreign domain": ("g (float[4] x) => (float[4] y) { y = other.Relu(x) }", "other"),
     "dynamic input": ("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }", "--shape x:1,4"),
@@ -61,7 +60,7 @@ def test_a_shape_that_does_not_fit() -> None:
 def test_nothing_is_written_when_one_target_fails(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("out")
     with pytest.raises(SpaError):
-        compile(zoo.network(REFUSED["LSTM"][0], check=False), ["host", "wasm"], folder / "b")
+        compile(zoo.network(REFUSED["DeformConv"][0], check=False), ["host", "wasm"], folder / "b")
     assert list(folder.iterdir()) == []
 
 
