@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from spa.codegen.kernels.epilogue import OPS, Spot, evaluate, sizes_of
+from spa.codegen.kernels.epilogue import OPS, Spot, evaluate, overwritten, sizes_of
 from spa.codegen.kernels.isa import isa_of
 from spa.codegen.kernels.parallel import MANY, WORTH, parallel
 from spa.codegen.kernels.vector import (
@@ -73,6 +73,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         weights=layer.vectors(),
         build=partial(build_elementwise, p),
         key=p,
+        in_place=overwritten(layer, layer.tensors, p.length % p.lanes == 0),
     )
 
 

@@ -141,6 +141,17 @@ def sizes_of(layer: Layer) -> tuple[int, ...]:
     return tuple(0 if t is None else product(t.shape) for t in (layer.inputs[i] for i in layer.tensors))
 
 
+def overwritten(layer: Layer, activations: Sequence[int], once: bool) -> tuple[int, ...]:
+    """`Kernel.in_place` of a kernel that evaluates the steps where it stores, if it does so `once` for each element (edges
+    that are computed twice would read their own result): the tensor operands as large as the output."""
+    used = [a for s in layer.epilogue for a in s.args if a.kind == "tensor"]
+    whole = {a.index for a in used} - {a.index for a in used if a.axes}
+    inputs = [layer.inputs[i] for i in activations]
+    same = [t is not None and (t.shape, t.dtype) == (layer.output.shape, layer.output.dtype) for t in inputs]
+    allowed = once and not layer.strides
+    return tuple(i for i, at in enumerate(activations) if allowed and same[i] and at in whole)
+
+
 def splits(steps: Sequence[Step], length: int) -> bool:
     """Whether every tensor that is broadcast is one number, or one stretch of memory, over any row of `length`."""
     return all(a.axes[-1][0] % length == 0 for s in steps for a in s.args if a.axes)

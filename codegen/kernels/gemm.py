@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spa.codegen.kernels.epilogue import Spot, evaluate, sizes_of, splits
+from spa.codegen.kernels.epilogue import Spot, evaluate, overwritten, sizes_of, splits
 from spa.codegen.kernels.isa import Isa, isa_of
 from spa.codegen.kernels.parallel import MANY, parallel
 from spa.codegen.kernels.tile import Columns, columns_of, step_cycles, tiles
@@ -76,6 +76,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         weights=(np.ascontiguousarray(packed, np.float32), *layer.vectors(bias)),
         build=partial(build_gemm, p),
         key=p,
+        in_place=overwritten(layer, (0, *layer.tensors), t % rows == 0 and columns.even),
     )
 
 

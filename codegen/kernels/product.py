@@ -79,6 +79,13 @@ class Product:
         return self.window.channels // self.groups * product(self.window.kernel)
 
     @property
+    def even(self) -> bool:
+        """Every output is computed once: neither blocks nor vectors of pixels are shifted back."""
+        width = self.window.out[1]
+        pixels = width % fits(self.columns.full, width) == 0 if self.way == "flat" else self.columns.even
+        return pixels and self.m % self.rows == 0
+
+    @property
     def pitch(self) -> int:
         """Elements from one k to the next in a packed tile."""
         return self.columns.widest * self.columns.lanes

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spa.codegen.kernels.epilogue import Spot, evaluate, exp, sizes_of, splits
+from spa.codegen.kernels.epilogue import Spot, evaluate, exp, overwritten, sizes_of, splits
 from spa.codegen.kernels.isa import isa_of
 from spa.codegen.kernels.parallel import WORTH, parallel
 from spa.codegen.kernels.vector import (
@@ -107,7 +107,16 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         weights=layer.vectors(*weights),
         build=partial(build_rows, p),
         key=p,
+        in_place=_in_place(p, layer),
     )
+
+
+def _in_place(p: Rows, layer: Layer) -> tuple[int, ...]:
+    """The rows themselves, of which nothing is read again once it is written; other operands too where nothing is written
+    before the end (exponentials are)."""
+    if p.reduces or layer.strides or p.rows % min(TOGETHER, p.rows):
+        return ()
+    return (0, *(overwritten(layer, (0, *layer.tensors), True) if p.kind != "softmax" else ()))
 
 
 def _kind(layer: Layer, shape: tuple[int, ...]) -> tuple[Kind, int, list[Array | None], int] | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from spa.codegen.kernels.epilogue import Spot, evaluate, sizes_of, splits
+from spa.codegen.kernels.epilogue import Spot, evaluate, overwritten, sizes_of, splits
 from spa.codegen.kernels.gemm import best_tile, constant_matrix, tile_cycles
 from spa.codegen.kernels.isa import isa_of
 from spa.codegen.kernels.parallel import MANY, parallel
@@ -125,6 +125,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         weights=(*pack(p, weight), *layer.vectors(bias)),
         build=partial(build_sparse, p),
         key=p,
+        in_place=overwritten(layer, (0, *layer.tensors), p.columns.even),
     )
 
 
@@ -217,23 +218,26 @@ class _Writer:
         with loop(p.chunk // lanes) as part, _each(at, lanes) as (v, start):
             feature = chunk * p.chunk + part * lanes
             tile = [row[0] for row in registers(lanes, 1, lanes)]
-            for j, register in enumerate(tile):
-                put(register, self.result[(part * lanes + j) * p.pitch + v])
+            places = [(part * lanes + j) * p.pitch + v for j in range(lanes)]
+            for place, register in zip(places, tile, strict=True):
+                put(register, self.result[place])
             transposed(tile, lanes)
-            for j, register in enumerate(tile):
-                store(self.y, register[0], (start + j) * p.m + feature, lanes)
-            if self.bias is not None or p.steps:
-                with loop(lanes) as j:  # what follows may be long: once in the code, not once per row
-                    self._finish(start + j, feature)
+            if self.bias is None and not p.steps:
+                for j, register in enumerate(tile):
+                    store(self.y, register[0], (start + j) * p.m + feature, lanes)
+                return
+            for place, register in zip(places, tile, strict=True):
+                store(self.result, register[0], place, 1)
+            with loop(lanes) as j:  # what follows may be long: once in the code, not once per row
+                self._finish(self.result[(part * lanes + j) * p.pitch + v], start + j, feature)
 
-    def _finish(self, row: Expr, feature: Expr) -> None:
+    def _finish(self, value: Expr, row: Expr, feature: Expr) -> None:
         p, lanes = self.p, self.p.columns.lanes
         at = row * p.m + feature
 
         def vector(i: int) -> Expr:
             return load(self.vectors, i * p.m + feature, lanes)
 
-        value = load(self.y, at, lanes)
         if self.bias is not None:
             value = value + load(self.bias, feature, lanes)
         value = evaluate(p.steps, value, at, vector, self.tensors, lanes, Spot(row, feature, p.m))

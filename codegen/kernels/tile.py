@@ -33,6 +33,11 @@ class Columns:
     def padded(self) -> int:
         return self.vectors * self.lanes
 
+    @property
+    def even(self) -> bool:
+        """No vector is shifted back over another one."""
+        return self.padded == self.length
+
     def widths(self) -> list[tuple[int, int]]:
         """(vectors per tile, how many such tiles)."""
         tiles = covering(self.vectors, self.widest)
