@@ -7,7 +7,7 @@ tensor cores themselves, so a step is little more than its products: they run wh
     wait for own copies of stage i; make them visible to products; barrier
         -> stage i is there, and everybody has finished the products of step i - 2: its stage is free
     products of stage i set out
-    stage i + ahead is fetched, into the place of i - 2
+    stage i + ahead is fetched, into the place of i - 2 (and what came by registers for the one before is put there)
     wait for the products of step i - 1
 
     dense   W as images of stages, see `wgmma_pack`
@@ -172,29 +172,40 @@ class _Wgmma:
         count = t.rows * t.n // 2
         with unrolled(count) as i:
             build.buffer_store(self.sums, tirx.const(0.0, "float32"), [i])
+        late = t.ahead > 1  # what comes by registers is then placed a step after it was asked for
         for ahead in range(t.ahead):
-            with only(ahead < p.k_tiles or tirx.const(False, "bool")):
+            with self._if_there(ahead):
                 self._fetch(ahead, ahead)
-                self.mover.place(self._x_of(ahead))
+                if not late or ahead < t.ahead - 1:
+                    self.mover.place(self._x_of(ahead))
             commit()
         self._hold(count)
         with loop(p.k_tiles) as i:
             wait_for_all_but(t.ahead - 1)
             seen_by_products()
             barrier()
-            following = i + t.ahead
-            stage = named(following % t.stages)
-            there = following < p.k_tiles if not isinstance(i, int) else tirx.const(False, "bool")
             self._set_out(named(i % t.stages))
-            with when(there):
-                self._fetch(following, stage)
+            following = i + t.ahead
+            if late:
+                self._place(following - 1)
+            with self._if_there(following):
+                self._fetch(following, named(following % t.stages))
             commit()
-            with when(there):
-                self.mover.place(self._x_of(stage))
+            if not late:
+                self._place(following)
             finish_all_but(1)
         settle()
         self._hold(count)
         wait_for_all_but(0)
+
+    def _if_there(self, i: Expr) -> Any:
+        count = self.p.k_tiles
+        return only(i < count or tirx.const(False, "bool")) if isinstance(i, int) else when(i < count)
+
+    def _place(self, i: Expr) -> None:
+        """What was fetched of X for step i, from registers into its stage."""
+        with self._if_there(i):
+            self.mover.place(self._x_of(named(i % self.p.tile.stages)))
 
     def _hold(self, count: int) -> None:
         for i in range(count):
