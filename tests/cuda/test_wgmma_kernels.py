@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from instructions import expanded
 from layers import exact
-from machine import WARP, Array
+from machine import WARP, Array, Race
 from test_cuda_code import STEPS
 from test_cuda_kernels import two_of_four
 from warpgroup import Descriptor
 
 pytestmark = pytest.mark.codegen
 
-from spa.codegen.cuda import table, wgmma_pack  # noqa: E402
+from spa.codegen.cuda import table, wgmma, wgmma_pack  # noqa: E402
 from spa.codegen.cuda.sources import Rows  # noqa: E402
 from spa.codegen.cuda.wgmma import WgmmaProduct, build_wgmma  # noqa: E402
 from spa.codegen.cuda.wgmma_layout import k_major_descriptor  # noqa: E402
@@ -102,6 +102,27 @@ def test_many_tiles_in_bands() -> None:
     tile = WgmmaTile(64, 64, 1, 3)
     w, x = weights(random, "dense", 64 * 35, 16), exact(random, (64 * 3 - 1, 16)).astype(np.float16)
     np.testing.assert_array_equal(compute("dense", tile, w, x, "float16"), x.astype(np.float32) @ w.T)
+
+
+@pytest.mark.parametrize(
+    "left_out", ["barrier", "seen_by_products", "ready", "wait_for_all_but", "finish_all_but", "settle"]
+)
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_whatever_orders_a_kernel_is_needed(left_out: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wgmma, left_out, lambda *arguments: None)
+    random = np.random.default_rng(7)
+    w, x = weights(random, "2:4", 64, 64 * 6), exact(random, (64, 64 * 6)).astype(KINDS[kind])
+    with pytest.raises(AssertionError):
+        compute("2:4", WgmmaTile(64, 64, 1, 4), w, x, "float16")
+
+
+def test_a_stage_is_not_filled_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One stage more ahead, and copies meet products of the step before."""
+    monkeypatch.setattr(WgmmaTile, "ahead", property(lambda tile: tile.stages - 1))
+    random = np.random.default_rng(8)
+    w, x = weights(random, "dense", 64, 64 * 6), exact(random, (64, 64 * 6)).astype(np.float16)
+    with pytest.raises(Race, match="written while a product reads it"):
+        compute("dense", WgmmaTile(64, 64, 1, 4), w, x, "float16")
 
 
 # Packing ---------------------------------------------------------------------------------------------------------
