@@ -37,9 +37,10 @@ def decoded(model: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(kept)
     read = {name for node in kept for name in node.input} | {o.name for o in model.graph.output}
-    held = [t for t in model.graph.initializer if t.name not in wanted or t.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(held)
+    for tensors in (model.graph.initializer, model.graph.value_info):
+        held = [t for t in tensors if t.name not in wanted or t.name in read]
+        del tensors[:]
+        tensors.extend(held)
     return model
 
 
@@ -53,8 +54,8 @@ def _dequantised(node: NodeProto, values: Values) -> Array | None:
         return None
     get = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     shift = operands[2] if len(operands) > 2 else np.zeros((), np.int32)
-    across = (_across(part, codes, int(get.get("axis", 1)), int(get.get("block_size", 0))) for part in (scale, shift))
-    scales, zeros = across
+    axis, block = int(get.get("axis", 1)), int(get.get("block_size", 0))
+    scales, zeros = (_across(part, codes, axis, block) for part in (scale, shift))
     return ((codes.astype(np.int32) - zeros.astype(np.int32)) * scales).astype(np.float32)
 
 
