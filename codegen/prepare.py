@@ -12,12 +12,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import TypeProto, ValueInfoProto, helper, numpy_helper, version_converter
+from onnx import TypeProto, ValueInfoProto, helper, version_converter
 
 from spa.codegen.contrib import DOMAINS, RULES, plain
+from spa.codegen.conv_transpose import convolved
 from spa.codegen.layout import settle
+from spa.codegen.norms import whole
 from spa.codegen.program import DTYPES, Tensor
 from spa.codegen.quantised import decoded
 from spa.codegen.recurrent import unroll
@@ -54,7 +55,8 @@ def prepare(model: onnx.ModelProto, shapes: Shapes, known: frozenset[str]) -> on
     model = plain(_inline(model, known))
     _check_tensors(model)
     model = decoded(_fold(_modern(model)))
-    model = settle(unroll(model) if "Recurrent" in known else model)
+    own = "Recurrent" in known  # the target has kernels of ours
+    model = settle(convolved(unroll(whole(model)) if own else model))
     model = _inline(model, known)
     _check_operators(model, known)
     return model
