@@ -126,7 +126,7 @@ def generate(
             f"        case {i}:\n            {step}\n            break;" for i, step in enumerate(steps)
         ),
         "steps": len(steps),
-        "own_bytes": align(max([1, *(size for _, size in teams.values())])),
+        "own_bytes": own_bytes(teams),
         "and_threads": "" if target.is_wasm else f", and pthreads for {name}_set_threads",
         "or_threads": ", or in several" if target.has_threads else "",
         "inputs": len(program.inputs),
@@ -153,6 +153,11 @@ def generate(
         fields["threads"], sources[THREADED] = filled("threads.h", folder), filled(THREADED, folder)
     weights = bytes(blob) or bytes(align(1))
     return Glue(filled("model.h"), sources, weights, fields["instance_bytes"], fields["own_bytes"])
+
+
+def own_bytes(teams: Mapping[str, tuple[int, int]]) -> int:
+    """Scratch that each thread but the first needs for itself."""
+    return align(max([1, *(size for _, size in teams.values())]))
 
 
 def _alone(name: str, statement: str) -> str:

@@ -75,6 +75,11 @@ def compile_target(
         "arena_bytes": layout.arena_bytes,
         "weight_bytes": layout.weight_bytes,
         "code_bytes": len(files[library]) - layout.weight_bytes,
+        "peak_bytes": len(files[library])
+        + link.HEADER_BYTES
+        + layout.arena_bytes
+        + sum(t.nbytes for t in (*inputs, *outputs)),
+        "thread_bytes": link.own_bytes(teams) if teams else 0,
     }
     return Artifact(files, facts)
 

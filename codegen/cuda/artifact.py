@@ -101,6 +101,9 @@ def artifact_files(name: str, title: str, gpu: Gpu, target: Target) -> tuple[dic
         "arena_bytes": gpu.layout.arena_bytes,
         "weight_bytes": gpu.layout.weight_bytes,
         "code_bytes": code or len(source),
+        "peak_bytes": gpu.layout.weight_bytes
+        + gpu.layout.arena_bytes
+        + sum(t.nbytes for t in (*gpu.program.inputs, *gpu.program.outputs)),
     }
     if images is None:
         facts["missing"] = "no CUDA compiler: the bundle holds CUDA C, but nothing that runs"

@@ -54,7 +54,7 @@ size_t ${name}_output_bytes(int32_t index);
 int32_t ${name}_init(void *memory, size_t bytes, $instance **instance);
 /* Run once: one pointer per input and one per output, in the order of the lists above. */
 int32_t ${name}_run($instance *instance, const void *const *inputs, void *const *outputs);
-/* For measurements: a run is the steps 0 .. ${name}_steps() - 1, one after the other. */
+/* For measurements: a run is the steps 0 .. ${name}_steps() - 1, one after the other. What a step reads may be gone then. */
 int32_t ${name}_steps(void);
 int32_t ${name}_run_step($instance *instance, const void *const *inputs, void *const *outputs, int32_t step);
 $threads

@@ -75,6 +75,7 @@ def bench(
             finally:
                 close()
             row = _result(subject, target, threads, against, timing)
+            row |= {"peak_bytes": _peak_bytes(bundle.manifest["targets"][target], threads)}
             if profiled:
                 row |= _profile(bundle, target, engine, ours, threads)
         finally:
@@ -188,6 +189,12 @@ def _result(subject: Path, target: str, threads: int, against: str | None, timin
     }
 
 
+def _peak_bytes(facts: dict[str, Any], threads: int) -> int | None:
+    """All memory that a run needs; None for bundles of before it was said."""
+    peak = facts.get("peak_bytes")
+    return None if peak is None else int(peak + (threads - 1) * facts.get("thread_bytes", 0))
+
+
 def _profile(bundle: Bundle, target: str, engine: str | None, running: Engine, threads: int) -> dict[str, Any]:
     """Every kernel call: its time, the multiply-adds it does per second, and their share of the machine's peak."""
     from spa.runtime.load import target_of
@@ -220,12 +227,13 @@ def _print(results: list[dict[str, Any]]) -> None:
     from spa.cli.terminal import console, show
 
     out = console()
-    table = Table("subject", "target", "median ms", "p10", "p90", "against", "median ms", "ratio", "p10 - p90")
+    table = Table("subject", "target", "median ms", "p10", "p90", "MB", "against", "median ms", "ratio", "p10 - p90")
     for row in results:
         other = row["against"]
         theirs = [other["name"], f"{other['median_ms']:.3f}"] if other else ["", ""]
         ratio = [f"{row['ratio']:.2f}", f"{row['ratio_p10']:.2f} - {row['ratio_p90']:.2f}"] if other else ["", ""]
         numbers = [f"{row[k]:.3f}" for k in ("median_ms", "p10_ms", "p90_ms")]
+        numbers += [f"{row['peak_bytes'] / 1e6:.2f}" if row["peak_bytes"] else ""]
         table.add_row(escape(row["subject"]), row["target"], *numbers, *theirs, *ratio)
     show(out, table)
     for row in results:

@@ -10,6 +10,8 @@ import click
 
 from spa.cli.options import cuda_options, parse_shapes
 
+SIZES = ("code_bytes", "weight_bytes", "arena_bytes", "peak_bytes")  # of the manifest
+
 
 @click.command("compile")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -83,9 +85,8 @@ def compile(
         name: {
             "path": str(out / name),
             "bytes": (built.path / name / facts["library"]).stat().st_size,
-            "code_bytes": facts["code_bytes"],
         }
-        | {"weight_bytes": facts["weight_bytes"], "arena_bytes": facts["arena_bytes"]}
+        | {key: facts[key] for key in SIZES}
         for name, facts in built.manifest["targets"].items()
     }
     if explain_kernels and as_json:
@@ -114,10 +115,10 @@ def compile(
     from spa.cli.terminal import console, show
 
     table = Table("target", "library")
-    for column in ("bytes", "code", "weights", "arena"):
+    for column in ("bytes", *(key.removesuffix("_bytes") for key in SIZES)):
         table.add_column(column, justify="right")
     for name, row in rows.items():
-        numbers = (f"{row[k]:,}" for k in ("bytes", "code_bytes", "weight_bytes", "arena_bytes"))
+        numbers = (f"{row[k]:,}" for k in ("bytes", *SIZES))
         table.add_row(name, built.manifest["targets"][name]["library"], *numbers)
     show(console(), table)
     click.echo(f"{'dry run: nothing was written' if dry_run else out}: {seconds:.1f} s", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,20 @@ def test_threads_too() -> None:
                     assert (value.view(np.int32) == one[key].view(np.int32)).all()
         finally:
             engine.close()
+
+
+def test_the_memory_that_is_told_is_what_the_library_asks_for() -> None:
+    model = MODELS["32x32"]
+    bundle = compile(model, "host")
+    facts = bundle.manifest["targets"]["host"]
+    path = bundle.path / "host" / facts["library"]
+    library = ctypes.CDLL(str(path))
+
+    def asked(what: str, *arguments: int) -> int:
+        function = getattr(library, f"{facts['prefix']}_{what}")
+        function.restype = ctypes.c_size_t
+        return int(function(*arguments))
+
+    tensors = asked("input_bytes", 0) + asked("output_bytes", 0)
+    assert facts["peak_bytes"] == path.stat().st_size + asked("instance_bytes") + tensors
+    assert facts["thread_bytes"] > 0  # each packs pixels for itself
