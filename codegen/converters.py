@@ -5,11 +5,12 @@ frontend's own do. All shapes are static here.
 
 - Clip: the frontend's loads and checks both bounds for every element.
 - CumSum, TopK: the frontend's call TVM's library. Here both are sums over comparisons, of n steps per element.
-- LpNormalization: the frontend has none.
+- LpNormalization, Col2Im: the frontend has none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,4 +107,44 @@ def lp_normalization(bb: Any, inputs: Sequence[Any], attributes: dict[str, Any],
     return relax.op.divide(x, relax.op.where(relax.op.equal(norm, relax.const(0, dtype)), relax.const(1, dtype), norm))
 
 
-CONVERTERS: dict[str, Converter] = {"Clip": clip, "CumSum": cumsum, "TopK": topk, "LpNormalization": lp_normalization}
+def col2im(bb: Any, inputs: Sequence[Any], attributes: dict[str, Any], params: Any) -> Any:
+    """The sum of overlapping blocks: x [n, c * taps, blocks] to y [n, c, *image]. A pixel takes from each tap the block
+    that has it there, if one does: (pixel + pad - tap * dilation) / stride."""
+    shape = [int(d) for d in inputs[0].ty.shape.values]
+    sizes = [constant(v) for v in inputs[1:3]]
+    if any(v is None for v in sizes):
+        raise Unsupported("Col2Im whose shapes are computed cannot be compiled", hint="make them constants")
+    image, block = ([int(n) for n in v] for v in sizes if v is not None)
+    rank, taps = len(image), math.prod(block)
+    strides, dilations = (list(attributes.get(k) or [1] * rank) for k in ("strides", "dilations"))
+    pads = list(attributes.get("pads") or [0] * 2 * rank)
+    blocks = [
+        (n + pads[i] + pads[i + rank] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1
+        for i, n in enumerate(image)
+    ]
+
+    def build(x: Any) -> Any:
+        axes = [te.reduce_axis((0, k), f"k{i}") for i, k in enumerate(block)]
+
+        def element(n: Any, c: Any, *pixel: Any) -> Any:
+            tap, place, inside = 0, 0, []
+            for i in range(rank):
+                begin = pixel[i] + pads[i] - axes[i] * dilations[i]
+                at = tirx.floordiv(begin, strides[i])
+                inside += [begin >= 0, at < blocks[i], tirx.EQ(tirx.floormod(begin, strides[i]), 0)]
+                tap, place = tap * block[i] + axes[i], place * blocks[i] + tirx.Max(tirx.Min(at, blocks[i] - 1), 0)
+            value = tirx.Select(tirx.all(*inside), x[n, c * taps + tap, place], tirx.const(0, x.dtype))
+            return te.sum(value, axis=axes)
+
+        return te.compute([shape[0], shape[1] // taps, *image], element, name="col2im")
+
+    return bb.emit_te(build, inputs[0])
+
+
+CONVERTERS: dict[str, Converter] = {
+    "Clip": clip,
+    "CumSum": cumsum,
+    "TopK": topk,
+    "LpNormalization": lp_normalization,
+    "Col2Im": col2im,
+}

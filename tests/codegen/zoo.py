@@ -54,6 +54,9 @@ NETWORKS = {
       v, i = TopK<axis=1>(r, k) w, j = TopK<largest=0>(x, two) }""",
     "lp": """g (float[3,8] x) => (float[3,8] a, float[3,8] b)
     { a = LpNormalization<axis=-1, p=2>(x) r = Relu(x) b = LpNormalization<axis=0, p=1>(r) }""",
+    "blocks": """g (float[2,18,24] x, float[1,12,9] z) => (float[2,3,7,8] y, float[1,2,7,6] w)
+    { i = Constant<value_ints=[7,8]>() b = Constant<value_ints=[3,2]>() y = Col2Im<dilations=[1,2], strides=[2,1], pads=[1,0,1,0]>(x, i, b)
+      j = Constant<value_ints=[7,6]>() c = Constant<value_ints=[3,2]>() w = Col2Im<strides=[2,2]>(z, j, c) }""",
     "scatter": """g (float[5,4] x, int64[3,1] i, float[3,4] u) => (float[5,4] y, float[5,4] z)
     { y = ScatterND<reduction="add">(x, i, u) c = Constant<value=int64[1,4] {1,0,3,1}>() v = Constant<value=float[1,4] {1.,2.,3.,4.}>()
       z = ScatterElements<axis=0>(x, c, v) }""",
