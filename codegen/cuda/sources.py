@@ -258,7 +258,10 @@ class _PlaneMover:
             if s.pointwise:
                 self.r.load(i, exists, self.base + at_k * product(w.size) + self.pixel)
                 return
-            tap, channel = at_k // s.channels, at_k % s.channels
+            if s.channels % self.t.depth == 0:  # a tile lies within one tap: its place is computed once
+                tap, channel = k // s.channels, k % s.channels + kk
+            else:
+                tap, channel = at_k // s.channels, at_k % s.channels
             y = self.top + tap // w.kernel[1] * w.dilations[0]
             x = self.left + tap % w.kernel[1] * w.dilations[1]
             within = both(exists, *bounds(y, w, 0), *bounds(x, w, 1))
