@@ -56,6 +56,8 @@ def one(folder: Path, name: str, target: str) -> dict[str, Any]:
             v.name: random.standard_normal([d.dim_value or 1 for d in v.type.tensor_type.shape.dim]) for v in values
         }
         feeds = {k: v.astype(np.float32) for k, v in feeds.items()}
+    scalars = {v.name for v in model.graph.input if not v.type.tensor_type.shape.dim}
+    feeds = {k: v.reshape(()) if k in scalars and v.size == 1 else v for k, v in feeds.items()}
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level, options.intra_op_num_threads = 4, 1

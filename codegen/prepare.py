@@ -17,6 +17,8 @@ from onnx import TypeProto, ValueInfoProto, helper, version_converter
 
 from spa.codegen.contrib import DOMAINS, RULES, plain
 from spa.codegen.conv_transpose import convolved
+from spa.codegen.flow import RULES as FLOW
+from spa.codegen.flow import flat
 from spa.codegen.layout import settle
 from spa.codegen.norms import whole
 from spa.codegen.program import DTYPES, Tensor
@@ -54,7 +56,10 @@ def prepare(model: onnx.ModelProto, shapes: Shapes, known: frozenset[str]) -> on
     _check_domains(model)
     model = plain(_inline(model, known))
     _check_tensors(model)
-    model = decoded(_fold(_modern(model)))
+    model = _fold(_modern(model))
+    if any(n.op_type in FLOW for n in model.graph.node):
+        model = _fold(flat(model))  # constants again: what depends on the iteration
+    model = decoded(model)
     own = "Recurrent" in known  # the target has kernels of ours
     model = settle(convolved(unroll(whole(model)) if own else model))
     model = _inline(model, known)

@@ -23,11 +23,11 @@ class Builder:
         self.nodes: list[NodeProto] = []
         self._tensors = {t.name: t for t in graph.initializer}
         self._types = {v.name: v.type.tensor_type for v in [*graph.input, *graph.value_info, *graph.output]}
-        self._stem, self._count = "", 0
+        self.stem, self._count = "", 0
 
     def begin(self, node: NodeProto) -> None:
         """What follows stands in for this node."""
-        self._stem = node.name or node.output[0]
+        self.stem = node.name or node.output[0]
 
     def const(self, name: str) -> Array | None:
         return numpy_helper.to_array(self._tensors[name]) if name in self._tensors else None
@@ -42,7 +42,7 @@ class Builder:
         return tuple(d.dim_value for d in kind.shape.dim)
 
     def constant(self, value: Array) -> str:
-        name = self._fresh()
+        name = self.fresh()
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         self._tensors[name] = self.graph.initializer[-1]
         return name
@@ -52,7 +52,7 @@ class Builder:
     ) -> str:
         """A node and its output's name. Without `shape`: that of a Transpose's result, or of the first operand. Empty: it is
         not known."""
-        name = self._fresh()
+        name = self.fresh()
         if shape is None:
             shape = self.shape(inputs[0])
             if shape is not None and op == "Transpose":
@@ -70,7 +70,7 @@ class Builder:
 
     def name(self, op: str, inputs: Sequence[str], output: str, domain: str = "", **options: Any) -> None:
         """A node whose output has its name already."""
-        label = f"{self._stem}/{op}_{len(self.nodes)}"
+        label = f"{self.stem}/{op}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=label, domain=domain, **options))
 
     def _declared(self, name: str, like: str, shape: Sequence[int]) -> Any:
@@ -78,9 +78,9 @@ class Builder:
         self.graph.value_info.append(helper.make_tensor_value_info(name, kind, list(shape)))
         return self.graph.value_info[-1].type.tensor_type
 
-    def _fresh(self) -> str:
+    def fresh(self) -> str:
         self._count += 1
-        return f"{self._stem}.part{self._count}"
+        return f"{self.stem}.part{self._count}"
 
 
 SMALL = 64  # elements of constants that shapes may depend on
