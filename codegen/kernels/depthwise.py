@@ -2,6 +2,9 @@
 
 Neighbouring rows of a tile share what they load: with a 3x3 window, four rows load six rows of the picture, not twelve.
 With stride 2 the even elements of two vectors are shuffled into one; only larger strides split the picture (`window`).
+
+Long activations (those with exp) come after a channel is done, over its pixels as one row: small pictures fill vectors so, and
+compilers left with both at once finish one sum after the other and spill what the next ones need.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from spa.codegen.kernels.epilogue import evaluate
+from spa.codegen.kernels.epilogue import LONG, evaluate
 from spa.codegen.kernels.isa import Isa, isa_of
 from spa.codegen.kernels.parallel import everyone, parallel
 from spa.codegen.kernels.tile import Columns, columns_of
@@ -21,6 +24,7 @@ from spa.codegen.kernels.vector import (
     argument,
     covering,
     evens,
+    fits,
     function,
     load,
     loop,
@@ -57,6 +61,11 @@ class Depthwise:
     steps: tuple[Step, ...]
     vectors: int
     tensors: int
+
+    @property
+    def afterwards(self) -> bool:
+        """Whether what follows waits until a channel is done."""
+        return any(s.op in LONG for s in self.steps)
 
 
 def offer(layer: Layer, target: Target) -> Kernel | None:
@@ -123,8 +132,9 @@ def build_depthwise(p: Depthwise) -> Any:
             staged = None if p.staged.dense else scratch(p.planes.channel)
             if staged is not None:
                 borders(p.staged, p.planes, staged, 1, p.columns.full)
+            sums = scratch(image) if p.afterwards else None
             with loop(w.batch) as n, parallel(w.channels) as c:
-                _channel(p, n, c, x, staged, weights, bias, vectors, tensors, y)
+                _channel(p, n, c, x, staged, sums, weights, bias, vectors, tensors, y)
     return f.primfunc
 
 
@@ -134,6 +144,7 @@ def _channel(
     c: Expr,
     x: Any,
     staged: Any,
+    sums: Any,
     weights: Any,
     bias: Any,
     vectors: Any,
@@ -147,26 +158,40 @@ def _channel(
     if staged is not None:
         interior(p.staged, p.planes, x, base, staged, 1, p.columns.full)
     source, start = (x, base) if staged is None else (staged, 0)
-    with loop(p.multiplier) as q, loop(covering(w.out[0], p.rows)) as i:
-        channel, row = c * p.multiplier + q, shifted(i, p.rows, p.rows, w.out[0])
-        for width, starts in p.columns.walk():
-            with starts as (at, _):
-                tile = registers(p.rows, width, lanes)
-                for r in range(p.rows):
-                    for v in range(width):
-                        initial = splat(bias[channel], lanes) if bias is not None else number(0, lanes)
-                        put(tile[r][v], initial)
-                _accumulate(p, tile, source, start + row * (p.strides[0] * p.planes.pitch), weights, channel * taps, at)
+    with loop(p.multiplier) as q:
+        channel = c * p.multiplier + q
+        first = (n * total + channel) * image
 
-                def vector(k: int, channel: Expr = channel) -> Expr:
-                    assert vectors is not None
-                    return splat(vectors[k * total + channel], lanes)
+        def finish(value: Expr, at: Expr, lanes: int) -> None:
+            def vector(k: int) -> Expr:
+                assert vectors is not None
+                return splat(vectors[k * total + channel], lanes)
 
-                for r in range(p.rows):
-                    for v in range(width):
-                        to = (n * total + channel) * image + (row + r) * w.out[1] + at[v]
-                        value = evaluate(p.steps, tile[r][v][0], to, vector, tensors, lanes)
-                        store(y, value, to, lanes)
+            store(y, evaluate(p.steps, value, first + at, vector, tensors, lanes), first + at, lanes)
+
+        with loop(covering(w.out[0], p.rows)) as i:
+            row = shifted(i, p.rows, p.rows, w.out[0])
+            for width, starts in p.columns.walk():
+                with starts as (at, _):
+                    tile = registers(p.rows, width, lanes)
+                    for r in range(p.rows):
+                        for v in range(width):
+                            initial = splat(bias[channel], lanes) if bias is not None else number(0, lanes)
+                            put(tile[r][v], initial)
+                    place = start + row * (p.strides[0] * p.planes.pitch)
+                    _accumulate(p, tile, source, place, weights, channel * taps, at)
+                    for r in range(p.rows):
+                        for v in range(width):
+                            to = (row + r) * w.out[1] + at[v]
+                            if sums is None:
+                                finish(tile[r][v][0], to, lanes)
+                            else:
+                                store(sums, tile[r][v][0], to, lanes)
+        if sums is not None:
+            full = fits(p.columns.full, image)
+            with loop(covering(image, full)) as i:
+                to = shifted(i, full, full, image)
+                finish(load(sums, to, full), to, full)
 
 
 def _accumulate(p: Depthwise, tile: Any, source: Any, place: Expr, weights: Any, first: Expr, at: list[Expr]) -> None:

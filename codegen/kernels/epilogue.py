@@ -127,6 +127,9 @@ OPS: dict[str, Callable[..., Expr]] = {
 }
 
 
+LONG = frozenset({"Sigmoid", "Tanh", "Erf", "Gelu", "Exp", "Elu"})  # of OPS: those that take tens of instructions
+
+
 @dataclass(frozen=True)
 class Spot:
     """Where in an output of rows of `length` a vector begins."""

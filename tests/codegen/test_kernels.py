@@ -186,6 +186,27 @@ def test_chains_join_their_layer(name: str) -> None:
     zoo.assert_same(bundle.run(values), zoo.reference(model, values))
 
 
+@pytest.mark.parametrize("target", ["host", "arm", "wasm"])
+def test_long_activations_behind_depthwise_layers(target: str) -> None:
+    """They come after a channel is done, over its pixels as one row: pictures that fill vectors or do not, two outputs per
+    channel, stride 2, a residual."""
+    if target == "arm" and not is_aarch64() and find("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed")
+    model = zoo.network(
+        """g (float[2,6,7,7] x, float[1,5,9,37] u, float[1,3,2,1] v)
+           => (float[2,6,7,7] y, float[1,10,5,19] z, float[1,3,2,1] t)
+        <float[6,1,5,5] a, float[6] b, float[6,1,1] scale, float[10,1,3,3] w, float[3,1,3,3] k>
+        { c = Conv<group=6, pads=[2,2,2,2]>(x, a, b) s = Sigmoid(c) m = Mul(c, s) n = Mul(m, scale) y = Add(n, x)
+          d = Conv<group=5, pads=[1,1,1,1], strides=[2,2]>(u, w) z = Tanh(d)
+          e = Conv<group=3, pads=[1,1,1,1]>(v, k) t = Gelu(e) }""",
+        opset=20,
+    )
+    values = zoo.feeds(model)
+    bundle = compile(model, target)
+    assert list(families(bundle, target).values()) == ["depthwise"] * 3
+    zoo.assert_same(bundle.run(values), zoo.reference(model, values))
+
+
 def test_a_value_that_others_read_stays() -> None:
     """The convolution's own result is an output too, so nothing may be fused into it but what leaves it there."""
     model = zoo.network(
