@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from spa.codegen.cuda.sources import Rows, Source
+from spa.codegen.cuda.sources import Source
 from spa.codegen.cuda.wgmma_layout import CHUNK, k_major
 from spa.codegen.cuda.wgmma_tile import WgmmaTile
 from spa.codegen.cuda.wgmma_words import ROWS, WARPGROUP, copy_chunk, shared_number, store_transposed
@@ -40,8 +40,9 @@ class Corner:
 
 def is_staged(m: int, groups: int, source: Source, ending: Ending, operand: str) -> bool:
     """Whether 16 bytes of Y are 8 neighbouring m, aligned: stages then have Y's type and room for its tile."""
-    aligned = m % CHUNK == 0 and all(stride % CHUNK == 0 for _, stride in ending.strides)
-    return isinstance(source, Rows) and groups == 1 and ending.dtype == operand and aligned
+    *others, (_, of_m) = ending.strides or ((m, 1),)
+    aligned = m % CHUNK == 0 and of_m == 1 and all(stride % CHUNK == 0 for _, stride in others)
+    return source.k_last and groups == 1 and ending.dtype == operand and aligned
 
 
 def leave_directly(m: int, t: WgmmaTile, out: Writer, sums: Any, corner: Corner) -> None:

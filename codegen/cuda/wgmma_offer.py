@@ -11,7 +11,6 @@ import numpy as np
 from spa.codegen.cuda import pack, table, wgmma_pack
 from spa.codegen.cuda.cost import L2_PER_SM, Arch, Work, microseconds
 from spa.codegen.cuda.layers import Matrix
-from spa.codegen.cuda.sources import Rows
 from spa.codegen.cuda.wgmma import WgmmaProduct, build_wgmma
 from spa.codegen.cuda.wgmma_layout import CHUNK
 from spa.codegen.cuda.wgmma_tile import DEPTH, WgmmaTile
@@ -33,7 +32,7 @@ def predicted(matrix: Matrix, arch: Arch, operand: str) -> Iterator[tuple[Form, 
     if not arch.warpgroup:
         return
     s = matrix.source
-    copied = isinstance(s, Rows) and s.dtype == operand and s.k % CHUNK == 0
+    copied = s.k_last and s.dtype == operand and s.k % CHUNK == 0
     forms: dict[Form, tuple[WgmmaTile, ...]] = {"dense": table.WGMMA_DENSE}
     if _is_sparse(matrix.weight):
         forms["2:4"] = table.WGMMA_TWO_OF_FOUR
