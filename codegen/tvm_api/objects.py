@@ -8,6 +8,7 @@ is left needs nothing but libm and memcpy. Parallel loops become serial, or the 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,32 @@ def assembly(lowered: Lowered, target: Target, symbols: dict[str, str], team: st
 
 
 def _build(lowered: Lowered, target: Target, symbols: dict[str, str], team: str | None) -> tuple[Any, Object]:
+    try:
+        return _compiled(lowered.kernels, target, symbols, team)
+    except Exception as error:
+        where = _culprit(lowered.kernels, target, symbols, team)
+        raise Unsupported(
+            f"TVM cannot generate code for {target.name}: {first_line(error)}",
+            where and f"kernel {where}",
+            "replace or cut off the operators it stands for",
+        ) from error
+
+
+def _compiled(
+    kernels: Mapping[str, PrimFunc], target: Target, symbols: dict[str, str], team: str | None
+) -> tuple[Any, Object]:
     found = Object(b"", {})
     tirx.register_tir_pipeline("spa", lambda: _pipeline(found, team))
-    module = tvm.IRModule({name: f.with_attr("global_symbol", symbols[name]) for name, f in lowered.kernels.items()})
-    try:
-        with tvm.target.Target({"kind": "llvm"}):
-            return tirx.build(module, target=tvm_target(target), pipeline="spa"), found
-    except Exception as error:
-        raise Unsupported(f"TVM cannot generate code for {target.name}: {first_line(error)}") from error
+    module = tvm.IRModule({name: f.with_attr("global_symbol", symbols[name]) for name, f in kernels.items()})
+    with tvm.target.Target({"kind": "llvm"}):
+        return tirx.build(module, target=tvm_target(target), pipeline="spa"), found
+
+
+def _culprit(kernels: Mapping[str, PrimFunc], target: Target, symbols: dict[str, str], team: str | None) -> str:
+    """The first kernel that cannot be compiled alone, or nothing: its name tells TVM's operators in it."""
+    for name, kernel in kernels.items():
+        try:
+            _compiled({name: kernel}, target, symbols, team)
+        except Exception:
+            return name
+    return ""
