@@ -106,11 +106,12 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CODES = {case.form for case in CASES if case.form in ("int8", "int4")}
 GROUPS = {case.form for case in CASES if ":" in case.form}
+FOURS = {form for form in GROUPS if form[2] in "24"}
 TARGETS = {
     "x86-64-v4": ("host", "x86-64-v4", "native", CODES | GROUPS | {"bitmap"}),
-    "x86-64-v3": ("host", "x86-64-v3", "native", CODES | {g for g in GROUPS if ":16" not in g}),
+    "x86-64-v3": ("host", "x86-64-v3", "native", CODES | {g for g in GROUPS if ":16" not in g} | {"bitmap"}),
     "x86-64-v2": ("host", "x86-64-v2", "native", CODES),
-    "arm": ("arm", None, "qemu", CODES),
+    "arm": ("arm", None, "qemu", CODES | FOURS),
     "wasm": ("wasm", None, "wasmtime", CODES),
     "node": ("wasm", None, "node", CODES),
 }

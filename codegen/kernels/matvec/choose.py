@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from spa.codegen.kernels.epilogue import sizes_of, splits
 from spa.codegen.kernels.gemm import constant_matrix
-from spa.codegen.kernels.isa import AVX2, AVX512, Isa, isa_of
+from spa.codegen.kernels.isa import Isa, isa_of
+from spa.codegen.kernels.matvec import permutation, spread
 from spa.codegen.kernels.matvec.bits import Bits
 from spa.codegen.kernels.matvec.codes import Codes
 from spa.codegen.kernels.matvec.cost import decoding, reading
@@ -19,7 +20,7 @@ from spa.codegen.kernels.matvec.format import Format
 from spa.codegen.kernels.matvec.grid import Grid, on_grid
 from spa.codegen.kernels.matvec.groups import SIZES, groups_of
 from spa.codegen.kernels.matvec.stored import Shape, Stored, shape_of
-from spa.codegen.kernels.matvec.tiling import LANES, Tiling, tiling_of
+from spa.codegen.kernels.matvec.tiling import Tiling, tiling_of
 from spa.codegen.kernels.matvec.writer import Matvec, build_matvec
 from spa.codegen.kernels.vector import product
 from spa.codegen.layer import Array, Kernel, Layer
@@ -27,7 +28,6 @@ from spa.codegen.target import Target
 
 WORTH = 0.9  # of the dense time that a form may be predicted to take: predictions are not exact
 WIDE = 4  # vectors of a tile
-PERMUTED = {AVX512.name: 16, AVX2.name: 8}  # lanes of a permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +70,16 @@ def candidates(isa: Isa, matrix: Array) -> Iterator[Candidate]:
     shape = shape_of(isa, bits)
     if grid is not None:
         forms.append((shape, Codes(Stored(bits, shape.lanes, shape.layout)), bits / 8))
-    lanes = PERMUTED.get(isa.name, 0)
+    lanes = permutation.LANES.get(isa.name, 0)
+    layout = shape.layout if lanes == shape.lanes else "words"
     for of in SIZES:
-        picked = replace(shape, lanes=lanes, width=WIDE)
-        groups = groups_of(values, of, Stored(bits, lanes, shape.layout), shared) if lanes else None
+        picked = Shape(lanes, WIDE, layout)
+        groups = groups_of(values, of, Stored(bits, lanes, layout), shared, isa.name) if lanes else None
         if groups is not None:
             forms.append((picked, groups, groups.n / of * bits / 8 + 4 / groups.inputs))
-    if isa.name == AVX512.name:
-        forms.append((Shape(LANES, WIDE, "bytes"), Bits.of(density), 1 / 8 + 4 * density))
+    if isa.name in spread.LANES:
+        lanes = spread.LANES[isa.name]
+        forms.append((Shape(lanes, WIDE, "bytes"), Bits.of(lanes, density), 1 / 8 + 4 * density))
     for shape, form, nbytes in forms:
         tiling = tiling_of(matrix.shape[1], shape.lanes, shape.width)
         if tiling is not None:

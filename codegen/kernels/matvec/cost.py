@@ -20,8 +20,12 @@ CODES = {
     RELAXED_SIMD.name: {8: 5.0, 4: 5.3},
 }
 # ... of sixteen places of a pattern, and of sixteen inputs that are picked, floats or codes
-PICK = {AVX512.name: (0.2, {32: 1.3, 8: 1.5, 4: 1.5}), AVX2.name: (0.1, {32: 2.2, 8: 3.0, 4: 3.5})}
-EXPAND = 2.7
+PICK = {
+    AVX512.name: (0.2, {32: 1.3, 8: 1.5, 4: 1.5}),
+    AVX2.name: (0.1, {32: 2.2, 8: 3.0, 4: 3.5}),
+    NEON.name: (0.5, {32: 11.0, 8: 15.0, 4: 15.0}),
+}
+SPREAD = {AVX512.name: 2.5, AVX2.name: 3.7}  # sixteen places by their bits
 
 
 def reading(isa: Isa, dense: int, nbytes: float) -> float:
@@ -40,5 +44,5 @@ def decoding(isa: Isa, form: Format, weights: int) -> float:
         each = place + form.n / form.of * picked[form.stored.bits]
     else:
         assert isinstance(form, Bits)
-        each = EXPAND
+        each = SPREAD[isa.name]
     return weights / 16 * each

@@ -1,7 +1,8 @@
 """N of M inputs kept by each feature: which, in log2(M) bits per lane, and each lane picks its input.
 
 The M inputs of a group lie in a vector, again and again if they do not fill it, so that bits of an index above those of M
-do not matter and need not be cleared: a position is a shift and a permutation. AVX-512 up to M = 16, AVX2 up to 8.
+do not matter and need not be cleared: a position is a shift and a permutation. AVX-512 up to M = 16, AVX2 up to 8, NEON up
+to 4.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from spa.codegen.kernels.matvec.format import ahead
+from spa.codegen.kernels.matvec.permutation import permute
 from spa.codegen.kernels.matvec.stored import WORD, Stored
-from spa.codegen.kernels.matvec.tiling import Tiling, permute, repeated
+from spa.codegen.kernels.matvec.tiling import Tiling, repeated
 from spa.codegen.kernels.vector import Expr, load, loop, put, splat
 from spa.codegen.layer import Array
 from spa.codegen.tvm_api import tirx
@@ -31,6 +33,7 @@ class Groups:
     of: int
     together: int
     stored: Stored
+    isa: str
 
     chains = 2
     balance = -1
@@ -82,14 +85,14 @@ class Groups:
                 inputs = repeated(x, first + slot // self.n * self.of, self.of, lanes)
                 for v, total in enumerate(sums[slot % self.chains]):
                     shift = splat(tirx.IntImm("int32", self.bits * slot), lanes)
-                    value = permute(inputs, words[v] >> shift if slot else words[v], lanes)
+                    value = permute(self.isa, inputs, words[v] >> shift if slot else words[v])
                     weight = self.stored.load(values, row, slot * width + v, slots * width)
                     put(total, weight * value + total[0])
             ahead(values, row * self.stored.stride(slots * width), int(slots * width * self.stored.nbytes))
             ahead(positions, row * width * lanes, width * lanes * 4)
 
 
-def groups_of(matrix: Array, of: int, stored: Stored, shared: int) -> Groups | None:
+def groups_of(matrix: Array, of: int, stored: Stored, shared: int, isa: str) -> Groups | None:
     """How W [k, m] is N of so many; None where inputs do not fall into such groups, or none of them loses any. `shared`:
     inputs with one scale; a step covers no others."""
     k, m = matrix.shape
@@ -102,4 +105,4 @@ def groups_of(matrix: Array, of: int, stored: Stored, shared: int) -> Groups | N
     together = next((t for t in range(most, 0, -1) if (shared // of) % t == 0), 0)
     if not together:
         return None
-    return Groups(n, of, together, stored)
+    return Groups(n, of, together, stored, isa)

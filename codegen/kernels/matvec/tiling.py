@@ -7,12 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from spa.codegen.kernels.vector import FLOAT, Expr, covering, lanes_of, load, shifted, splat
+from spa.codegen.kernels.vector import Expr, covering, lanes_of, load, shifted, splat
 from spa.codegen.layer import Array
-from spa.codegen.tvm_api import tirx
-
-LANES = 16  # of AVX-512
-PERMUTE = {16: "llvm.x86.avx512.permvar.sf.512", 8: "llvm.x86.avx2.permps"}
 
 
 @dataclass(frozen=True)
@@ -46,11 +42,6 @@ def tiling_of(m: int, lanes: int, widest: int) -> Tiling | None:
     """As few vectors as possible, in tiles as wide as possible; None for fewer features than lanes."""
     fitting = [Tiling(m, lanes, width) for width in range(widest, 0, -1) if width * lanes <= m]
     return min(fitting, key=lambda t: t.tiles * t.width, default=None)
-
-
-def permute(values: Expr, index: Expr, lanes: int) -> Expr:
-    """values[index] lane by lane; of an index only the bits count that a vector has lanes for. AVX2, AVX-512."""
-    return tirx.call_llvm_pure_intrin(f"{FLOAT}x{lanes}", PERMUTE[lanes], values, index)
 
 
 def repeated(x: Any, at: Expr, count: int, lanes: int) -> Expr:
