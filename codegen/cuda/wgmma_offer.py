@@ -11,6 +11,7 @@ import numpy as np
 from spa.codegen.cuda import pack, table, wgmma_pack
 from spa.codegen.cuda.cost import L2_PER_SM, Arch, Work, microseconds
 from spa.codegen.cuda.layers import Matrix
+from spa.codegen.cuda.sources import Planes
 from spa.codegen.cuda.wgmma import WgmmaProduct, build_wgmma
 from spa.codegen.cuda.wgmma_layout import CHUNK
 from spa.codegen.cuda.wgmma_tile import DEPTH, WgmmaTile
@@ -23,6 +24,9 @@ Form = Literal["dense", "2:4"]
 HALF_BYTES = 2
 STEP_US = 0.15  # from one barrier to the next, at least
 SHARED_PER_SM = 205e3  # bytes per microsecond through a multiprocessor's shared memory: 128 in a cycle
+GATHERED = (
+    128  # columns where pixels are fetched one by one: each must meet many rows of W to be worth its instructions
+)
 SUMS = 128  # of a thread: with more there are no registers left for X on its way
 STORED = {"dense": 1.0, "2:4": 0.5 + 1 / 16}  # bytes of W, of those of dense W
 
@@ -32,13 +36,14 @@ def predicted(matrix: Matrix, arch: Arch, operand: str) -> Iterator[tuple[Form, 
     if not arch.warpgroup:
         return
     s = matrix.source
+    gathered = isinstance(s, Planes) and not s.pointwise
     copied = s.k_last and s.dtype == operand and s.k % CHUNK == 0
     forms: dict[Form, tuple[WgmmaTile, ...]] = {"dense": table.WGMMA_DENSE}
     if _is_sparse(matrix.weight):
         forms["2:4"] = table.WGMMA_TWO_OF_FOUR
     for form, tiles in forms.items():
         for tile in tiles:
-            if copied or tile.sums <= SUMS:
+            if (copied or tile.sums <= SUMS) and (not gathered or tile.n <= GATHERED):
                 yield form, tile, _microseconds(matrix, arch, tile, form)
 
 
