@@ -1,6 +1,6 @@
 """Time the kernels: whole networks in turn with onnxruntime (one thread each), and where the time goes.
 
-    python benchmarks/kernels.py [NETWORK ...] [--target host|wasm] [--sparsity 0.85] [--block 4x1] [--int8] [--profile]
+    python benchmarks/kernels.py [NETWORK ...] [--target host|wasm] [--sparsity 0.85] [--block 4x1] [--bits 8] [--profile]
 
 NETWORK: mobilenet_v1, mobilenet_v2, resnet50 (random weights, see networks.py), or a .onnx file. For wasm the opponent
 is still onnxruntime on this machine, unless `--web` asks for onnxruntime-web, which npm installs where there is none.
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--target", default="host")
     parser.add_argument("--sparsity", type=float, default=0.0)
     parser.add_argument("--block", default="1x1")
-    parser.add_argument("--int8", action="store_true", help="decoder_step: weights in int8; the opponent's stay float")
+    parser.add_argument("--bits", type=int, default=32, help="decoder_step: of its weights, not the opponent's")
     parser.add_argument("--web", action="store_true")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
@@ -103,9 +103,10 @@ def main() -> None:
         else:
             title = f"{name} {arguments.sparsity:.0%} {arguments.block}" if arguments.sparsity else name
             against = None
-            if build is not None and arguments.int8:
-                title += " int8"
-                against, model = model, NETWORKS[name](SIZES[name], arguments.sparsity, (rows, columns), int8=True)
+            if build is not None and arguments.bits < 32:
+                title += f" int{arguments.bits}"
+                against = model
+                model = NETWORKS[name](SIZES[name], arguments.sparsity, (rows, columns), bits=arguments.bits)
             whole(title, model, arguments.target, arguments.web, against)
 
 

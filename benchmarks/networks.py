@@ -35,11 +35,11 @@ def thin(weight: Array, sparsity: float, block: tuple[int, int], random: np.rand
 @dataclass
 class Writer:
     """Collects nodes. `sparsity` and `block` apply to the layers for which `thinned` is asked.
-    `int8`: matrices of `linear` lie behind DequantizeLinear, with a scale per output."""
+    `bits`, 8 or 4: matrices of `linear` lie behind DequantizeLinear, with a scale per output."""
 
     sparsity: float = 0.0
     block: tuple[int, int] = (1, 1)
-    int8: bool = False
+    bits: int = 32
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
@@ -73,8 +73,8 @@ class Writer:
         value = (self.random.standard_normal((cout, cin)) * np.sqrt(1 / fan)).astype(np.float32)
         weight = thin(value, self.sparsity, self.block, self.random)
         bias = (0.1 * self.random.standard_normal(cout)).astype(np.float32)
-        if self.int8:
-            scale = (np.abs(weight).max(1) / 127).astype(np.float32)
+        if self.bits < 32:
+            scale = (np.abs(weight).max(1) / (2 ** (self.bits - 1) - 1)).astype(np.float32)
             codes = np.ascontiguousarray(np.round(weight / scale[:, None]).astype(np.int8).T)
             matrix = self.node("DequantizeLinear", self.constant(codes), self.constant(scale), axis=1)
         else:
@@ -186,11 +186,11 @@ def encoder(tokens: int = 128, sparsity: float = 0.0, block: tuple[int, int] = (
 
 
 def decoder_step(
-    width: int = 1024, sparsity: float = 0.0, block: tuple[int, int] = (1, 1), int8: bool = False
+    width: int = 1024, sparsity: float = 0.0, block: tuple[int, int] = (1, 1), bits: int = 32
 ) -> onnx.ModelProto:
     """The products of one new token: 4 layers, each 4 width by width and a feed-forward of 4 widths, normalised before.
     Attention over the past is left out: what it costs depends on how long that is, not on the weights."""
-    w, x = Writer(sparsity, block, int8), "x"
+    w, x = Writer(sparsity, block, bits), "x"
     for _ in range(4):
         n = w.norm(x, width)
         q, k, v = (w.linear(n, width, width) for _ in range(3))
