@@ -3,7 +3,8 @@
 Both operands are read through views (`codegen/views.py`): heads, slices and transposes are strides here, and where a
 Transpose follows, the result is written where it belongs. Of every batch B is first copied to the order in which
 tiles read it, as packed weights lie; columns of B that lie along k are turned in registers. With few rows that does not
-pay, and B is read where it lies if its rows do.
+pay: B is read where it lies, line by line if its rows lie in memory as such, else as dot products along k. A product with
+one column is that with one row, turned over.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from spa.codegen.kernels.epilogue import Spot, evaluate, sizes_of, splits
 from spa.codegen.kernels.gemm import best_tile
-from spa.codegen.kernels.isa import isa_of
-from spa.codegen.kernels.parallel import parallel
+from spa.codegen.kernels.isa import Isa, isa_of
+from spa.codegen.kernels.parallel import MANY, parallel
 from spa.codegen.kernels.tile import Columns, columns_of
 from spa.codegen.kernels.vector import (
     Expr,
@@ -45,6 +46,8 @@ from spa.codegen.views import View, contiguous
 FEW_ROWS = 6  # of A, for which B is not worth copying
 FEW = 4  # products: below, threads share the rows of each
 
+Way = Literal["packed", "direct", "dots"]
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -55,11 +58,15 @@ class Operand:
     rows: int
     columns: int
 
+    @property
+    def turned(self) -> Operand:
+        return Operand(self.size, self.offset, self.columns, self.rows)
+
 
 @dataclass(frozen=True)
 class Batched:
     """All that a kernel's code depends on. `batch`: (extent, stride in A, in B, in Y) of each axis; `row`: elements from
-    one row of Y to the next; `rows`: of a tile; `direct`: B is read where it lies."""
+    one row of Y to the next; `rows`: of a tile; `way`: B is copied, or read where it lies, its rows or its columns."""
 
     batch: tuple[tuple[int, int, int, int], ...]
     t: int
@@ -69,7 +76,7 @@ class Batched:
     row: int
     rows: int
     columns: Columns
-    direct: bool
+    way: Way
     scale: float
     steps: tuple[Step, ...]
     vectors: int
@@ -86,19 +93,26 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     t, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     outer = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     there = layer.strides or contiguous((*outer, t, n))
+    left = Operand(a.size, a.offset, a.strides[-2], a.strides[-1])
+    right = Operand(b.size, b.offset, b.strides[-2], b.strides[-1])
+    beside = [_leading(a, outer), _leading(b, outer)]
+    turned = n == 1 < t and not layer.strides and not layer.channels and splits(layer.epilogue, t)
+    if turned:
+        t, n, left, right, beside = 1, t, right.turned, left.turned, beside[::-1]
     isa = isa_of(target)
-    rows, widest = best_tile(isa, t, n, k)
+    way = _way(isa, t, k, n, left, right)
+    rows, widest = best_tile(isa, t, n, k) if way != "dots" else (1, 1)
     columns = columns_of(isa, n, widest)
     p = Batched(
-        batch=_merged(list(zip(outer, _leading(a, outer), _leading(b, outer), there[:-2], strict=True))),
+        batch=_merged(list(zip(outer, *beside, there[:-2], strict=True))),
         t=t,
         k=k,
-        a=Operand(a.size, a.offset, a.strides[-2], a.strides[-1]),
-        b=Operand(b.size, b.offset, b.strides[-2], b.strides[-1]),
+        a=left,
+        b=right,
         row=there[-2] if t > 1 else 0,
         rows=rows,
         columns=columns,
-        direct=t <= FEW_ROWS and b.strides[-1] == 1,
+        way=way,
         scale=a.scale * b.scale,
         steps=layer.epilogue,
         vectors=len(layer.channels),
@@ -107,14 +121,21 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     return Kernel(
         family="batched",
         format="dense",
-        tile=f"{rows}x{widest * columns.lanes}-{'direct' if p.direct else 'packed'}-{isa.name}",
+        tile=f"{rows}x{widest * columns.lanes}-{way}-{isa.name}",
         why=f"{product(outer)} products [{t}, {k}] x [{k}, {n}], read in place",
-        activations=(0, 1, *layer.tensors),
+        activations=(*((1, 0) if turned else (0, 1)), *layer.tensors),
         weights=layer.vectors(),
         build=partial(build_batched, p),
         key=p,
         viewed=True,
     )
+
+
+def _way(isa: Isa, t: int, k: int, n: int, a: Operand, b: Operand) -> Way:
+    if t <= FEW_ROWS and b.columns == 1:
+        return "direct"
+    along = b.rows == 1 and a.columns == 1 and min(k, n) >= isa.lanes
+    return "dots" if t <= FEW_ROWS and along else "packed"
 
 
 def _leading(view: View, outer: tuple[int, ...]) -> list[int]:
@@ -160,12 +181,17 @@ class _Writer:
                 i = loops.enter_context(parallel(extent, shared=by_batch and axis == 0))
                 a, b, y = (place + i * stride for place, stride in zip((a, b, y), strides, strict=True))
                 batch = batch * extent + i
-            if not p.direct:
+            if p.way == "packed":
                 self.packed = scratch(sum(len(tile) for tile in p.columns.tiles()) * p.columns.lanes * p.k)
                 self._pack(b, shared=not by_batch)
-            for width, starts in p.columns.walk():
-                with starts as (at, unshifted), parallel(covering(p.t, p.rows), shared=not by_batch) as i:
+            rows, tiles = covering(p.t, p.rows), len(p.columns.tiles())
+            by_tile = not by_batch and tiles >= min(rows, MANY)
+            for width, starts in p.columns.walk(shared=by_tile):
+                with starts as (at, unshifted), parallel(rows, shared=not by_batch and not by_tile) as i:
                     row = shifted(i, p.rows, p.rows, p.t)
+                    if p.way == "dots":
+                        self._finish([self._dots(a + row * p.a.rows, b + at[0] * p.b.columns)], batch, y, row, at[0])
+                        continue
                     tile = registers(p.rows, width, p.columns.lanes)
                     self._multiply(tile, a, b, row, at, unshifted)
                     for v in range(width):
@@ -209,6 +235,26 @@ class _Writer:
                     else:
                         other = load(self.packed, unshifted * p.k + (k * width + v) * lanes, lanes)
                     put(register, value * other + register[0])
+
+    def _dots(self, a: Expr, b: Expr) -> Expr:
+        """A row of A with as many columns of B as lanes: vectors along k, turned once at the end to be added up; what is
+        left of k one by one."""
+        p, lanes = self.p, self.p.columns.lanes
+        tile = [row[0] for row in registers(lanes, 1, lanes)]
+        for register in tile:
+            put(register, number(0, lanes))
+        with loop(p.k // lanes) as part:
+            row = load(self.a, a + part * lanes, lanes)
+            for j, register in enumerate(tile):
+                put(register, row * load(self.b, b + j * p.b.columns + part * lanes, lanes) + register[0])
+        if lanes > 1:
+            transposed(tile, lanes)
+        parts = [register[0] for register in tile]
+        while len(parts) > 1:
+            parts = [parts[i] + parts[i + 1] for i in range(0, len(parts), 2)]
+        for k in range(p.k // lanes * lanes, p.k):
+            parts[0] = parts[0] + splat(self.a[a + k], lanes) * self.b[span(b + k, lanes, p.b.columns)]
+        return parts[0]
 
     def _finish(self, values: list[Expr], batch: Expr, y: Expr, row: Expr, column: Expr) -> None:
         p, n, lanes = self.p, self.p.columns.length, self.p.columns.lanes

@@ -24,6 +24,11 @@ PRODUCTS = {
     "batch is broadcast": "float[3,1,5,7] x, float[2,7,33] z | y = MatMul(x, z)",
     "one row": "float[4,1,16] x, float[4,16,40] z | y = MatMul(x, z)",
     "one column": "float[2,37,20] x, float[2,20,1] z | y = MatMul(x, z)",
+    "one column of many rows": "float[3,67,37] x, float[3,37,1] z, float[3,67,1] r | m = MatMul(x, z) a = Add(m, r) y = Relu(a)",
+    "one column, by a channel": "float[2,40,33] x, float[2,33,1] z <float[1] w> | m = MatMul(x, z) y = Mul(m, w)",
+    "few rows, turned": "float[2,3,2,37] x, float[2,3,65,37] z | t = Transpose<perm=[0,1,3,2]>(z) y = MatMul(x, t)",
+    "one row, turned, and a mask": """float[4,1,64] x, float[4,130,64] z, float[4,1,130] m | t = Transpose<perm=[0,2,1]>(z)
+      a = MatMul(x, t) c = Constant<value_float=0.3>() b = Mul(a, c) y = Add(b, m)""",
     "K = 1": "float[2,6,1] x, float[2,1,18] z | y = MatMul(x, z)",
     "turned": "float[2,19,17] x, float[2,23,17] z | t = Transpose<perm=[0,2,1]>(z) y = MatMul(x, t)",
     "turned, K below a vector": "float[19,3] x, float[23,3] z | t = Transpose<perm=[1,0]>(z) y = MatMul(x, t)",
