@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from spa.codegen.replacing import Builder, attributes
+from spa.codegen.replacing import Builder, attributes, keep
 
 Pattern = Any  # a name that stands for a value, the name of an operator with patterns of its operands, or a number
 Bound = dict[str, str]
@@ -68,18 +68,17 @@ def whole(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     match, build = _Match(model), Builder(model)
     needed = {v.name for v in model.graph.output}
-    alive: list[NodeProto] = []
+    nodes: list[NodeProto] = []
     for node in reversed(list(model.graph.node)):
-        if not needed & {*node.output} and not any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
-            continue
         build.nodes = []
-        kept = build.nodes if _replaced(node, match, build) else [node]
-        alive += reversed(kept)
-        needed |= {name for n in kept for name in n.input}
-        needed |= {name for a in node.attribute for n in a.g.node for name in n.input}
-    copies = [NodeProto.FromString(n.SerializeToString()) for n in reversed(alive)]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
+        found = bool(needed & {*node.output}) and _replaced(node, match, build)
+        kept = build.nodes if found else [node]
+        nodes += reversed(kept)
+        bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+        if found or needed & {*node.output}:
+            needed |= {name for n in kept for name in n.input}
+            needed |= {name for body in bodies for n in body.node for name in n.input}
+    keep(model.graph, nodes[::-1])
     return model
 
 

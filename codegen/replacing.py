@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,16 @@ class Builder:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = self.graph = model.graph
-        self._inferred = light_shapes(model)
+        self._model = model
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.nodes: list[NodeProto] = []
         self._tensors = {t.name: t for t in graph.initializer}
         self._types = {v.name: v.type.tensor_type for v in [*graph.input, *graph.value_info, *graph.output]}
         self.stem, self._count = "", 0
+
+    @cached_property
+    def _inferred(self) -> dict[str, tuple[int, ...]]:
+        return light_shapes(self._model)
 
     def begin(self, node: NodeProto) -> None:
         """What follows stands in for this node."""
@@ -135,19 +140,29 @@ def replaced(
             nodes.append(node)
         nodes += build.nodes
         build.nodes = []
-    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-    used = {name for node in graph.node for name in node.input} | {v.name for v in graph.output}
-    for i in reversed([i for i, t in enumerate(graph.initializer) if t.name not in used]):
-        if not _captured(graph, graph.initializer[i].name):
-            del graph.initializer[i]
+    keep(graph, nodes)
     return model
 
 
-def _captured(graph: onnx.GraphProto, name: str) -> bool:
-    """Whether the body of some node may read it."""
-    return any(a.type == onnx.AttributeProto.GRAPH for n in graph.node for a in n.attribute) and bool(name)
+def keep(graph: onnx.GraphProto, nodes: Sequence[NodeProto]) -> None:
+    """Give the graph these nodes, without those that nobody reads, and their constants."""
+    needed, alive = {v.name for v in graph.output}, []
+    for node in reversed(nodes):
+        if needed & {*node.output}:
+            needed |= {*node.input, *_captured(node)}
+            alive.append(NodeProto.FromString(node.SerializeToString()))
+    del graph.node[:]
+    graph.node.extend(reversed(alive))
+    for i in reversed([i for i, t in enumerate(graph.initializer) if t.name not in needed]):
+        del graph.initializer[i]
+
+
+def _captured(node: NodeProto) -> set[str]:
+    """What the bodies of a node read."""
+    bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return {name for body in bodies for inner in body.node for name in {*inner.input, *_captured(inner)}} | {
+        v.name for body in bodies for v in body.output
+    }
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
