@@ -17,6 +17,7 @@ from onnx import TypeProto, ValueInfoProto, helper, version_converter
 
 from spa.codegen.contrib import DOMAINS, RULES, plain
 from spa.codegen.conv_transpose import convolved
+from spa.codegen.einsum import products
 from spa.codegen.flow import RULES as FLOW
 from spa.codegen.flow import flat
 from spa.codegen.heads import shared
@@ -62,7 +63,7 @@ def prepare(model: onnx.ModelProto, shapes: Shapes, known: frozenset[str]) -> on
         model = _fold(flat(model))  # constants again: what depends on the iteration
     model = decoded(model)
     own = "Recurrent" in known  # the target has kernels of ours
-    model = settle(convolved(unroll(whole(shared(model))) if own else model))
+    model = settle(convolved(unroll(whole(products(shared(model)))) if own else model))
     model = _inline(model, known)
     _check_operators(model, known)
     return model
