@@ -98,12 +98,12 @@ def step_cycles(isa: Isa, rows: int, columns: int, depth: int) -> float:
 
 
 def tiles(isa: Isa) -> list[tuple[int, int]]:
-    """(rows, columns) of every tile whose accumulators, one column of X and one weight fit the registers."""
+    """(rows, columns) of every tile whose sums, one column of X and one weight fit the registers."""
     return [
         (rows, columns)
         for rows in range(1, isa.registers)
         for columns in range(1, isa.registers)
-        if rows * columns + columns + 1 <= isa.registers
+        if rows * columns + columns + 1 <= isa.registers and rows * columns <= isa.sums
     ]
 
 

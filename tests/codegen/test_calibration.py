@@ -15,11 +15,11 @@ pytest.importorskip("tvm")
 
 from spa.cli import main
 from spa.codegen import board, calibration, probes
-from spa.codegen.kernels.isa import AVX512, NEON, isa_of, shipped_isa
-from spa.codegen.kernels.tile import step_cycles
-from spa.codegen.target import resolve
+from spa.codegen.kernels.isa import AVX2, AVX512, NEON, RELAXED_SIMD, SIMD128, SSE, isa_of, shipped_isa
+from spa.codegen.kernels.tile import dense_tile, step_cycles
+from spa.codegen.target import host, resolve
 from spa.errors import MissingTool, UsageError
-from spa.runtime.toolchain import find
+from spa.runtime.toolchain import X86_LEVELS, find, is_aarch64
 
 pytestmark = pytest.mark.codegen
 
@@ -53,6 +53,22 @@ def test_the_numbers_of_a_machine_are_found_from_its_times(row: Any) -> None:
 def test_a_machine_as_shipped_stays_so() -> None:
     found = probes.fit(AVX512, times(AVX512, 2.0))
     assert found.before == pytest.approx(0, abs=1e-6) and found.isa == AVX512
+
+
+@pytest.mark.parametrize("row", [SSE, AVX2, AVX512, NEON, SIMD128])
+@pytest.mark.parametrize("numbers", [(0.5, 0.5), (0.9, 1.6), (0.02, 0.02), (3.0, 0.1), (0.1, 30.0)])
+def test_no_numbers_make_a_tile_leave_the_registers(row: Any, numbers: tuple[float, float]) -> None:
+    """wasm with the numbers of one machine had tiles of nine sums, which V8 kept in memory."""
+    measured = replace(row, load=numbers[0], splat=numbers[1])
+    for m, length, k in ((256, 784, 256), (64, 3136, 64), (512, 49, 512), (384, 128, 1536)):
+        rows, columns = dense_tile(measured, m, length, k, k)
+        assert rows * columns <= row.sums and rows * columns + columns < row.registers
+
+
+def test_every_instruction_set_has_numbers_of_its_own() -> None:
+    levels = [shipped_isa(host(level)) for level in X86_LEVELS] if not is_aarch64() else [SSE, AVX2, AVX512]
+    rows = [*levels, *(shipped_isa(resolve(name)) for name in ("arm", "wasm")), RELAXED_SIMD]
+    assert len({row.name for row in rows}) == len({replace(row, name="") for row in rows}) == 6
 
 
 def test_kept_numbers_are_read_by_the_choice_of_kernels() -> None:
