@@ -30,6 +30,7 @@ WGMMA_DENSE = (  # big: few bytes from the L2 for what is multiplied; small: two
     WgmmaTile(256, 128, 2, 4),
     WgmmaTile(128, 128, 2, 3),
     WgmmaTile(64, 128, 1, 4),
+    WgmmaTile(64, 64, 1, 6),
 )
 WGMMA_TWO_OF_FOUR = (
     WgmmaTile(256, 192, 2, 5),
@@ -37,6 +38,7 @@ WGMMA_TWO_OF_FOUR = (
     WgmmaTile(128, 256, 2, 5),
     WgmmaTile(128, 128, 2, 4),
     WgmmaTile(64, 128, 1, 4),
+    WgmmaTile(64, 64, 1, 6),
 )
 BLOCKS = (  # the size of a block is m and k of its tile
     Tile(32, 128, 32, 32, 32, 3),

@@ -59,7 +59,7 @@ def image(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_nothing_lies_in_local_memory(image: Any) -> None:
-    assert len(image.resources) == 17
+    assert len(image.resources) == 19
     assert {name: r for name, r in image.resources.items() if r.spills or r.stack} == {}
 
 
