@@ -5,7 +5,7 @@
 
 #include <stdatomic.h>
 
-enum { SPINS = 20000 }; /* some tens of microseconds: about as long as waking a thread takes */
+enum { SPINS = 200000 }; /* some 0.2 ms: engines take long to wake a thread; with a tenth of it whole networks took up to a tenth longer */
 
 struct pool;
 
