@@ -16,11 +16,13 @@ import onnx
 from spa.codegen import dispatch, link, tvm_api
 from spa.codegen.converters import CONVERTERS
 from spa.codegen.cuda import launcher, toolchain
-from spa.codegen.cuda.heads import share_heads
+from spa.codegen.cuda.channels_last import channels_last
 from spa.codegen.cuda.launch_table import SCHEMA, Table, build_table, check_against
 from spa.codegen.cuda.occupancy import occupancy
 from spa.codegen.cuda.offers import OFFERS
+from spa.codegen.cuda.pools import POOLS
 from spa.codegen.cuda.storage import settled
+from spa.codegen.heads import shared
 from spa.codegen.layer import Kernel, Layer
 from spa.codegen.plan_memory import Layout, plan_memory
 from spa.codegen.prepare import interface
@@ -31,13 +33,15 @@ from spa.codegen.tvm_api.cuda import Device, emit_cuda, schedule_cuda
 
 @dataclass(frozen=True, eq=False)
 class Gpu:
-    """A network as launches: everything that files are made of. `rows`: of the manifest's kernels, one per call."""
+    """A network as launches: everything that files are made of. `rows`: of the manifest's kernels, one per call.
+    `pictures`: how they lie between kernels, NHWC or NCHW."""
 
     program: Program
     layout: Layout
     device: Device
     table: Table
     rows: Sequence[Mapping[str, Any]]
+    pictures: str
 
 
 Rows = Callable[[Program, Mapping[str, Sequence[tuple[Layer, Kernel]]]], list[dict[str, Any]]]
@@ -55,10 +59,12 @@ def lower_gpu(prepared: onnx.ModelProto, name: str, target: Target, rows: Rows) 
     """A prepared model as launches."""
     inputs, outputs = interface(prepared)
     arch = target.cpu.split(",")[0]
-    chosen = settled(dispatch.dispatch(share_heads(prepared), target, OFFERS), target)
+    prepared = shared(prepared)
+    network = channels_last(prepared, target)
+    chosen = settled(dispatch.dispatch(network, target, OFFERS), target)
     own = {op: served[0][1].build() for op, served in chosen.kernels.items()}
     declared = {op: served[0][0].output for op, served in chosen.kernels.items()}
-    module = tvm_api.import_onnx(chosen.model, declared, CONVERTERS)
+    module = tvm_api.import_onnx(chosen.model, declared, {**CONVERTERS, **POOLS})
     lowered = tvm_api.lower(
         module, inputs, outputs, host(), own
     )  # no code yet: what TVM asks of a target is a processor
@@ -67,7 +73,8 @@ def lower_gpu(prepared: onnx.ModelProto, name: str, target: Target, rows: Rows) 
     layout = plan_memory(lowered.program, dict(device.scratch))
     table = build_table(lowered.program, layout, device)
     check_against(table, dict(toolchain.entries(device.source)))
-    return Gpu(lowered.program, layout, device, table, rows(lowered.program, chosen.kernels))
+    pictures = "NCHW" if network is prepared else "NHWC"
+    return Gpu(lowered.program, layout, device, table, rows(lowered.program, chosen.kernels), pictures)
 
 
 def artifact_files(name: str, title: str, gpu: Gpu, target: Target) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -97,6 +104,7 @@ def artifact_files(name: str, title: str, gpu: Gpu, target: Target) -> tuple[dic
         "outputs": [t.to_json() for t in gpu.program.outputs],
         "kernels": list(gpu.rows),
         "launches": len(gpu.table.entries),
+        "pictures": gpu.pictures,
         "compiler": toolchain.identity(),
         "arena_bytes": gpu.layout.arena_bytes,
         "weight_bytes": gpu.layout.weight_bytes,
@@ -143,8 +151,8 @@ def resources(image: toolchain.Image, table: Table) -> dict[str, dict[str, Any]]
         launch = launches.get(symbol)
         found[symbol] = asdict(used)
         if launch is not None:
-            threads, shared = math.prod(launch.block), launch.shared + used.shared
-            fits = occupancy(image.arch, threads, used.registers, shared)
+            threads, memory = math.prod(launch.block), launch.shared + used.shared
+            fits = occupancy(image.arch, threads, used.registers, memory)
             found[symbol] |= {"occupancy": None if fits is None else asdict(fits)}
     return found
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from spa.codegen.kernels.vector import covering
 
 LAUNCH_US = 3.0
+GATHER_US = 9e-5  # of a multiprocessor: some 15 instructions, 4 warps at once, 32 threads each
 STEP_US = 0.35  # from one barrier to the next, at least
 SPARSE_BELOW = 0.9  # share of the dense time that a sparse form may take
 SHARED_PER_SM = 160 << 10  # bytes that may be counted on
@@ -68,7 +69,8 @@ def arch_of(names: str) -> Arch:
 class Work:
     """A product as a kernel sees it: grid of tiles, k steps of one, what a step multiplies, what a block of threads takes.
     `rate`: TFLOP/s of the whole card for this kind of work. `bytes`: read and written in all. `traffic`: bytes that a step
-    fetches (0: not counted). `step`: microseconds that one takes at least."""
+    fetches (0: not counted). `step`: microseconds that one takes at least. `gathered`: fetches of a step,
+    each with an address of its own."""
 
     blocks: int
     steps: float
@@ -79,6 +81,7 @@ class Work:
     bytes: float
     traffic: float = 0
     step: float = STEP_US
+    gathered: float = 0
 
 
 def microseconds(arch: Arch, work: Work) -> float:
@@ -87,7 +90,8 @@ def microseconds(arch: Arch, work: Work) -> float:
     waves = covering(work.blocks, arch.sms)  # tiles one multiprocessor computes
     side_by_side = min(together, waves)
     fetched = side_by_side * work.traffic / L2_PER_SM
-    step = max(side_by_side * work.flops / (work.rate / arch.sms * 1e6), fetched, work.step)
+    computed = work.flops / (work.rate / arch.sms * 1e6) + work.gathered * GATHER_US
+    step = max(side_by_side * computed, fetched, work.step)
     multiply = covering(waves, side_by_side) * work.steps * step
     return LAUNCH_US + max(work.bytes / (arch.bandwidth * 1e3), multiply)
 

@@ -15,7 +15,7 @@ from spa.codegen.cuda import depthwise, few, pack, simt, table, wgmma_offer
 from spa.codegen.cuda.cost import SPARSE_BELOW, Arch, Work, arch_of, microseconds, transfer_us
 from spa.codegen.cuda.layers import Matrix, ending_of, matrix_of, reaches, residual_behind
 from spa.codegen.cuda.product import Form, Product, build_product
-from spa.codegen.cuda.sources import Planes, Rows
+from spa.codegen.cuda.sources import Planes, Rows, Source, Windows, at_once
 from spa.codegen.cuda.tile import Tile
 from spa.codegen.cuda.words import NARROW, OPERANDS
 from spa.codegen.kernels.vector import FLOAT, covering, product
@@ -62,7 +62,7 @@ def candidates(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterat
     s = matrix.source
     if s.dtype in NARROW and (operand != FLOAT or pack.is_exact(matrix.weight, s.dtype)):
         operand = s.dtype
-    if isinstance(s, Planes) and s.channels == 1 and s.groups > 1:
+    if not isinstance(s, Rows) and s.channels == 1 and s.groups > 1:
         yield _depthwise(layer, matrix, s, arch)
         return
     if isinstance(s, Rows) and s.n <= few.MOST_COLUMNS:
@@ -70,7 +70,8 @@ def candidates(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterat
     if operand in NARROW and min(matrix.m, s.k) >= MIN_TENSOR:
         yield from _tensor(layer, matrix, arch, operand)
         return
-    yield from _simt(layer, matrix, arch)
+    if not isinstance(s, Windows):
+        yield from _simt(layer, matrix, arch)
 
 
 # Tensor cores ----------------------------------------------------------------------------------------------------
@@ -114,6 +115,7 @@ def _product(layer: Layer, matrix: Matrix, arch: Arch, operand: str, tile: Tile,
         rate=arch.tensor * (arch.sparse if form == "2:4" else 1.0),
         threads=tile.threads,
         shared=tile.stages * (tile.m * width + tile.n * tile.k) * HALF_BYTES,
+        gathered=tile.n * tile.k / at_once(s),
         bytes=matrix.weight.size * HALF_BYTES * stored + (s.size + matrix.groups * matrix.m * s.n) * item,
     )
     name = f"block{tile.m}x{tile.m}" if form == "bsr" else form
@@ -144,7 +146,7 @@ def _make_product(
         blocks=len(packed[-1]) if form == "bsr" else 0,
         operand=operand,
     )
-    way = "rows" if matrix.source.k_last else "gather"
+    way = way_of(matrix.source)
     return Kernel(
         family="tensor",
         format=name,
@@ -187,7 +189,7 @@ def _make_simt(layer: Layer, matrix: Matrix, tile: simt.SimtTile, us: float, arc
     return Kernel(
         family="simt",
         format="dense",
-        tile=f"{tile.name}-{'rows' if matrix.source.k_last else 'gather'}",
+        tile=f"{tile.name}-{way_of(matrix.source)}",
         why=_why(matrix, us, arch),
         activations=(0, *layer.tensors),
         weights=(*simt.pack_simt(matrix.weight, tile), *layer.vectors(matrix.bias)),
@@ -266,7 +268,7 @@ def _make_few(
     )
 
 
-def _depthwise(layer: Layer, matrix: Matrix, s: Planes, arch: Arch) -> Candidate:
+def _depthwise(layer: Layer, matrix: Matrix, s: Planes | Windows, arch: Arch) -> Candidate:
     item = np.dtype(s.dtype).itemsize
     us = transfer_us(arch, (s.size + product(layer.output.shape)) * item)
 
@@ -279,15 +281,20 @@ def _depthwise(layer: Layer, matrix: Matrix, s: Planes, arch: Arch) -> Candidate
         return Kernel(
             family="depthwise",
             format="dense",
-            tile=f"{depthwise.THREADS}",
+            tile=f"{depthwise.THREADS}-{way_of(s)}",
             why=_why(matrix, us, arch),
             activations=(0, *layer.tensors),
-            weights=(np.ascontiguousarray(matrix.weight, np.float32).reshape(-1), *layer.vectors(matrix.bias)),
+            weights=(depthwise.pack(matrix.weight, s), *layer.vectors(matrix.bias)),
             build=partial(depthwise.build_depthwise, p),
             key=p,
         )
 
     return Candidate("depthwise", "dense", "", us, make)
+
+
+def way_of(source: Source) -> str:
+    """How a kernel gets at its activations, and in which layout."""
+    return "rows" if isinstance(source, Rows) else "nhwc" if isinstance(source, Windows) else "gather"
 
 
 def _why(matrix: Matrix, us: float, arch: Arch) -> str:

@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spa.codegen.cuda.sources import Planes, Rows, Source
+from spa.codegen.cuda.sources import Planes, Rows, Source, Windows
 from spa.codegen.cuda.words import NARROW
 from spa.codegen.cuda.writer import Ending
 from spa.codegen.kernels.epilogue import sizes_of, splits
 from spa.codegen.kernels.vector import FLOAT, product
-from spa.codegen.kernels.window import window_of
+from spa.codegen.kernels.window import Window, window_of
 from spa.codegen.layer import Arg, Array, Layer, Step
 
 FLOATS = (FLOAT, *NARROW)
+CHANNELS_LAST = "ConvChannelsLast"  # a Conv of NHWC pictures, see `channels_last`; attributes as Conv's, and `out`
+PRODUCTS = ("MatMul", "Gemm", "Conv", CHANNELS_LAST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Matrix:
 
 def matrix_of(layer: Layer) -> Matrix | None:
     """The matrix of a MatMul, Gemm or Conv with constant weights; None for anything else."""
-    if layer.op not in ("MatMul", "Gemm", "Conv"):
+    if layer.op not in PRODUCTS:
         return None
     x, weight, operands = layer.inputs[0], layer.consts.get(1), layer.operands
     if x is None or 0 in layer.consts or weight is None:
@@ -52,7 +54,7 @@ def matrix_of(layer: Layer) -> Matrix | None:
         return None
     if layer.op == "Gemm":
         return _gemm(layer, weight)
-    return _conv(layer, weight)
+    return _conv(layer, weight) if layer.op == "Conv" else _channels_last(layer, weight)
 
 
 def _gemm(layer: Layer, weight: Array) -> Matrix | None:
@@ -83,6 +85,30 @@ def _conv(layer: Layer, weight: Array) -> Matrix | None:
     return Matrix(flat, layer.consts.get(2), source)
 
 
+def _channels_last(layer: Layer, weight: Array) -> Matrix:
+    x, get = layer.inputs[0], layer.attributes
+    assert x is not None
+
+    def pair(name: str) -> tuple[int, int]:
+        first, second = (int(v) for v in get[name][:2])
+        return first, second
+
+    batch, *size, channels = x.shape
+    window = Window(
+        batch=batch,
+        channels=channels,
+        size=(size[0], size[1]),
+        out=pair("out"),
+        kernel=(weight.shape[2], weight.shape[3]),
+        strides=pair("strides"),
+        dilations=pair("dilations"),
+        pads=pair("pads"),
+    )
+    groups = int(get["group"])
+    flat = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).transpose(0, 1, 3, 2)
+    return Matrix(flat.reshape(*flat.shape[:2], -1), layer.consts.get(2), Windows(window, x.dtype, groups))
+
+
 def residual_behind(layer: Layer) -> Layer:
     """A Gemm that adds an activation as large as its result, with that sum as the first step behind it."""
     added = layer.inputs[2] if layer.op == "Gemm" and len(layer.operands) == 3 else None
@@ -103,14 +129,12 @@ def residual_behind(layer: Layer) -> Layer:
 def reaches(layer: Layer, matrix: Matrix) -> bool:
     """Whether what follows can read its operands where a product's results are (in rows, or pixel by pixel), and whether
     the results can be written where they belong."""
-    rows = isinstance(matrix.source, Rows)
-    if layer.strides and rows and layer.strides[1 if layer.op == "Conv" else -1] != 1:
-        return False
+    rows = not isinstance(matrix.source, Planes)
     x = layer.inputs[0]
     if layer.strides and layer.op != "Conv" and (x is None or len(x.shape) != len(layer.strides)):
         return False
     broadcast = [a for s in layer.epilogue for a in s.args if a.axes]
-    return not broadcast or (rows and splits(layer.epilogue, matrix.m))
+    return not broadcast or (rows and splits(layer.epilogue, matrix.groups * matrix.m))
 
 
 def ending_of(layer: Layer, matrix: Matrix) -> Ending:
@@ -135,7 +159,8 @@ def _places(layer: Layer, matrix: Matrix) -> tuple[tuple[int, int], ...]:
         missing = (0,) * (4 - len(strides))  # one-dimensional pictures have one row
         strides = (*strides[:2], *missing, *strides[2:])
         return tuple(zip((x.shape[0], matrix.groups * matrix.m, *s.window.out), strides, strict=True))
+    channels = (matrix.groups * matrix.m, strides[1 if layer.op == "Conv" else -1])
     if layer.op == "Conv":
-        return ((x.shape[0], strides[0]),)
-    assert len(x.shape) == len(strides)
-    return tuple(zip(x.shape[:-1], strides[:-1], strict=True))
+        return (x.shape[0], strides[0]), channels
+    rows = (x.shape[0], *s.window.out) if isinstance(s, Windows) else x.shape[:-1]
+    return *zip(rows, strides[:-1], strict=True), channels

@@ -3,6 +3,7 @@
     Rows    X[n, k]: rows of features (Gemm, MatMul)
     Planes  pixels of NCHW pictures (Conv): n = (picture, row, column), k = (tap, channel), channels innermost; gathered,
             zero outside the picture, so that no copy of the picture is made (implicit GEMM)
+    Windows the same of NHWC pictures, see `windows`
 
 A tile takes two steps, so that it can travel while another is computed: `fetch` (cp.async, or loads into registers) and
 `place` (registers to shared memory, converted). Its first k is any expression, which is how block-sparse weights skip.
@@ -10,16 +11,30 @@ A tile takes two steps, so that it can travel while another is computed: `fetch`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from spa.codegen.cuda.words import NARROW, both, chosen, copy_async, local, named, only, unrolled
+from spa.codegen.cuda.moving import Mover, Place, Registers, Tiling, bounds, inside
+from spa.codegen.cuda.windows import WindowMover, Windows
+from spa.codegen.cuda.words import NARROW, both, copy_async, named, only, unrolled
 from spa.codegen.kernels.vector import Expr, build, fits, product
 from spa.codegen.kernels.window import Window
 from spa.codegen.tvm_api import tirx
 
-Place = Callable[[Expr, Expr], Expr]  # (k, n) of a tile -> where in shared memory
+__all__ = [
+    "Mover",
+    "Place",
+    "Planes",
+    "Registers",
+    "Rows",
+    "Source",
+    "Tiling",
+    "Windows",
+    "at_once",
+    "bounds",
+    "inside",
+    "mover",
+]
 
 
 @dataclass(frozen=True)
@@ -78,32 +93,20 @@ class Planes:
         return product(w.kernel) == 1 and w.strides == (1, 1) and w.pads == (0, 0) and w.size == w.out
 
 
-Source = Rows | Planes
+Source = Rows | Planes | Windows
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """A tile of `depth` k x `width` n, moved by `threads` threads; `thread` is this one, `first` its first n, `group`
-    the group of a grouped convolution."""
-
-    depth: int
-    width: int
-    threads: int
-    thread: Expr
-    first: Expr
-    group: Expr
-
-
-class Mover(Protocol):
-    def fetch(self, k: Expr, to: Expr) -> None:
-        """Set out for the tile that begins at k; `to`: where in shared memory its stage begins."""
-
-    def place(self, to: Expr) -> None:
-        """What came into registers, to shared memory."""
+def at_once(source: Source) -> int:
+    """Activations that a thread fetches with one address."""
+    if isinstance(source, Planes):
+        return fits(8 if source.dtype in NARROW else 4, source.pixels & -source.pixels) if source.pointwise else 1
+    return fits(8 if source.dtype in NARROW else 4, source.k & -source.k)
 
 
 def mover(source: Source, x: Any, t: Tiling, shared: Any, place: Place, k_last: bool) -> Mover:
     """`place` says where an element of a tile belongs in its stage; `k_last`: neighbours there differ in k."""
+    if isinstance(source, Windows):
+        return WindowMover(source, x, t, shared, place)
     if isinstance(source, Planes):
         lanes = fits(8, source.pixels & -source.pixels)
         if source.pointwise and lanes > 1 and source.dtype in NARROW and str(shared.dtype) == source.dtype:
@@ -112,11 +115,6 @@ def mover(source: Source, x: Any, t: Tiling, shared: Any, place: Place, k_last: 
     if source.dtype in NARROW and str(shared.dtype) == source.dtype and source.k % 8 == 0 and k_last:
         return _AsyncRowMover(source, x, t, shared, place)
     return _RowMover(source, x, t, shared, place, k_last)
-
-
-def inside(value: Expr, limit: int, step: int) -> Any:
-    """`value` < `limit`; True where no tile reaches beyond."""
-    return True if limit % step == 0 else value < limit
 
 
 class _AsyncRowMover:
@@ -137,38 +135,6 @@ class _AsyncRowMover:
             copy_async(self.shared, to + self.place_of(kk, row), self.x, n * s.k + k + kk, condition)
 
     def place(self, to: Expr) -> None: ...
-
-
-class Registers:
-    """Loads into registers, `lanes` neighbours at a time."""
-
-    def __init__(self, x: Any, threads: int, thread: Expr, shared: Any, lanes: int, units: int, dtype: str) -> None:
-        self.x, self.threads, self.thread, self.shared, self.lanes = x, threads, thread, shared, lanes
-        self.count = -(-units // threads)
-        self.units, self.dtype = units, dtype
-        self.registers = local(self.count, dtype if lanes == 1 else f"{dtype}x{lanes}")
-
-    def load(self, i: Expr, condition: Any, at: Expr) -> None:
-        zero = tirx.const(0.0, self.dtype)
-        if self.lanes > 1:
-            value = chosen(condition, self.x[tirx.Ramp(at, 1, self.lanes)], tirx.Broadcast(zero, self.lanes))
-        else:
-            value = chosen(condition, self.x[at], zero)
-        build.buffer_store(self.registers, value, [i])
-
-    def store(self, i: Expr, to: Expr) -> None:
-        kind = str(self.shared.dtype)
-        value = self.registers[i]
-        if kind != self.dtype:
-            value = tirx.Cast(kind if self.lanes == 1 else f"{kind}x{self.lanes}", value)
-        build.buffer_store(self.shared, value, [to if self.lanes == 1 else tirx.Ramp(to, 1, self.lanes)])
-
-    def unit(self, i: Expr) -> Expr:
-        return i * self.threads + self.thread
-
-    def mine(self, i: Expr) -> Any:
-        """Whether unit i of this thread exists."""
-        return True if self.units % self.threads == 0 else self.unit(i) < self.units
 
 
 class _RowMover:
@@ -275,10 +241,3 @@ class _PlaneMover:
             kk = self.row + i * self.step
             with only(self._in_tile(kk)):
                 self.r.store(i, to + self.place_of(kk, self.column))
-
-
-def bounds(at: Expr, w: Window, axis: int) -> list[Any]:
-    """Conditions under which a row (axis 0) or column (1) of the picture exists; those that always hold left out."""
-    lowest = -w.pads[axis]
-    highest = (w.out[axis] - 1) * w.strides[axis] + (w.kernel[axis] - 1) * w.dilations[axis] - w.pads[axis]
-    return ([at >= 0] if lowest < 0 else []) + ([at < w.size[axis]] if highest >= w.size[axis] else [])

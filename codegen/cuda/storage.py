@@ -19,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from spa.codegen.cuda.calls import Call, calls_of, rebuilt, tensors_of
+from spa.codegen.cuda.layers import CHANNELS_LAST, PRODUCTS
 from spa.codegen.cuda.offers import OFFERS
 from spa.codegen.cuda.words import BFLOAT, HALF, NARROW, OPERANDS
 from spa.codegen.dispatch import Chosen, choose
@@ -72,7 +73,7 @@ class _Net:
     def write_transposed(self) -> None:
         readers = self.readers()
         for at, call in self.calls.items():
-            if call.layer.op not in ("Conv", "Gemm", "MatMul") or call.layer.strides:
+            if call.layer.op not in PRODUCTS or call.layer.strides:
                 continue
             path = self._moves(call.writes, readers)
             moves = [node for _, node in path]
@@ -219,7 +220,11 @@ def _strides(
 def _in_rows_of(layer: Layer) -> tuple[Tensor | None, ...]:
     """The inputs, a product's first with its rows counted in the axes of the result."""
     x, *rest = layer.inputs
-    if x is None or layer.op == "Conv" or math.prod(x.shape[:-1]) != math.prod(layer.output.shape[:-1]):
+    if (
+        x is None
+        or layer.op in ("Conv", CHANNELS_LAST)
+        or math.prod(x.shape[:-1]) != math.prod(layer.output.shape[:-1])
+    ):
         return layer.inputs
     return replace(x, shape=(*layer.output.shape[:-1], x.shape[-1])), *rest
 
@@ -248,4 +253,4 @@ def _is_alias(node: onnx.NodeProto) -> bool:
 
 def _rounds(call: Call, position: int) -> bool:
     """Whether an operand is rounded before it is multiplied: a factor, not what the epilogue reads."""
-    return call.kernel.activations[position] < 2 and call.layer.op in ("Conv", "Gemm", "MatMul")
+    return call.kernel.activations[position] < 2 and call.layer.op in PRODUCTS

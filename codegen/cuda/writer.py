@@ -17,7 +17,7 @@ from spa.codegen.tvm_api import tirx
 class Ending:
     """What follows the sums of a layer: `bias` or none, `steps` with `vectors` channel vectors and tensor operands of
     `tensors` elements each, of `types` (without: fp32), then Y in `dtype`. `strides`: where the axes of Y lie, if not one
-    behind the other: (extent, stride) of the axes of a row number, outermost first, or of picture, channel, row, column."""
+    behind the other: (extent, stride) of the axes of a row number, outermost first, and of the channels; or of picture, channel, row, column."""
 
     bias: bool
     steps: tuple[Step, ...]
@@ -92,7 +92,7 @@ class Writer:
             there = at if not self.strides else self._in_planes(picture, channel, pixel)
         else:
             at = n * total + channel
-            there = at if not self.strides else _dot(n, self.strides) + channel
+            there = at if not self.strides else _dot(n, self.strides[:-1]) + channel * self.strides[-1][1]
         spot = None if isinstance(self.source, Planes) else Spot(n, channel, total)
         if self.bias is not None:
             value = value + self.bias[channel]
