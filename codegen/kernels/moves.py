@@ -36,7 +36,7 @@ from spa.codegen.target import Target
 from spa.codegen.views import contiguous
 
 LINE = 16  # floats of a cache line
-SQUARE = 4  # the smallest square worth turning
+SQUARE, WIDEST = 4, 8  # the smallest square worth turning, and the largest: beyond, code grows and time does not fall
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         length=length,
         stride=stride,
         turned=turned,
-        lanes=fits(isa.lanes, min(length, axes[turned][0]) if turned >= 0 else length),
+        lanes=fits(min(isa.lanes, WIDEST), min(length, axes[turned][0])) if turned >= 0 else fits(isa.lanes, length),
         scale=view.scale,
         steps=layer.epilogue,
         vectors=len(layer.channels),
