@@ -13,6 +13,7 @@ import numpy as np
 
 Step = Callable[[], float]  # runs once, gives seconds
 MIN_RUNS = 10
+SETTLED = 0.02  # seconds until threads that spun on after a run, on the cores of the other, are asleep
 WARMUP = 3  # runs, and
 WARMUP_SECONDS = 0.5  # at least: engines for JavaScript compile in stages, cores raise their clock
 
@@ -34,8 +35,11 @@ class Timing:
         return None if self.theirs is None else float(np.percentile(self.theirs / self.ours, percentile))
 
 
-def measure(ours: Step, theirs: Step | None, seconds: float = 3.0, runs: int | None = None) -> Timing:
-    """Run both in turn for about so many seconds in all (at least `MIN_RUNS` each), or exactly `runs` times each."""
+def measure(
+    ours: Step, theirs: Step | None, seconds: float = 3.0, runs: int | None = None, pause: float = 0.0
+) -> Timing:
+    """Run both in turn for about so many seconds in all (at least `MIN_RUNS` each), or exactly `runs` times each; with a
+    `pause` in seconds after every turn."""
     steps = [s for s in (ours, theirs) if s is not None]
     warm = 0 if runs is not None else min(WARMUP_SECONDS, seconds)
     end, done = time.perf_counter() + warm, 0
@@ -48,5 +52,6 @@ def measure(ours: Step, theirs: Step | None, seconds: float = 3.0, runs: int | N
     while len(taken[0]) < (runs or MIN_RUNS) or (runs is None and time.perf_counter() < end):
         for step, times in zip(steps, taken, strict=True):
             times.append(step() * 1e3)
+            time.sleep(pause)
     arrays = [np.asarray(t) for t in taken]
     return Timing(arrays[0], arrays[1] if theirs is not None else None)

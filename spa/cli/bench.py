@@ -48,7 +48,7 @@ def bench(
     as_json: bool,
 ) -> None:
     """Time bundles and models, in turn with others: medians and the ratio theirs / ours."""
-    from spa.runtime.bench import measure
+    from spa.runtime.bench import SETTLED, measure
 
     if calibrated:
         from spa.cli.calibrate import calibrate
@@ -71,7 +71,7 @@ def bench(
         try:
             theirs, close = _opponent(against, bundle, target, engine, shapes, threads, ours)
             try:
-                timing = measure(ours.step, theirs, runs=runs)
+                timing = measure(ours.step, theirs, runs=runs, pause=SETTLED if theirs and threads > 1 else 0.0)
             finally:
                 close()
             row = _result(subject, target, threads, against, timing)

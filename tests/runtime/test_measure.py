@@ -27,6 +27,13 @@ def test_runs_alternate_and_the_ratio_is_theirs_over_ours() -> None:
     assert timing.ours.max() == pytest.approx(100e3)  # milliseconds
 
 
+def test_a_pause_after_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr("spa.runtime.bench.time.sleep", lambda seconds: log.append(str(seconds)))
+    measure(stepper(log, "a", lambda n: 1.0), stepper(log, "b", lambda n: 1.0), runs=2, pause=0.5)
+    assert log == ["a", "b"] + ["a", "0.5", "b", "0.5"] * 2
+
+
 def test_alone_there_is_no_ratio() -> None:
     timing = measure(stepper([], "a", lambda n: 0.5), None, seconds=0)
     assert timing.ratio is None and timing.theirs is None and len(timing.ours) == MIN_RUNS
