@@ -19,11 +19,12 @@ from warpgroup import Descriptor
 pytestmark = pytest.mark.codegen
 
 from spa.codegen.cuda import table, wgmma, wgmma_pack  # noqa: E402
-from spa.codegen.cuda.sources import Rows  # noqa: E402
+from spa.codegen.cuda.sources import Rows, Windows  # noqa: E402
 from spa.codegen.cuda.wgmma import WgmmaProduct, build_wgmma  # noqa: E402
 from spa.codegen.cuda.wgmma_layout import k_major_descriptor  # noqa: E402
 from spa.codegen.cuda.wgmma_tile import DEPTH, WgmmaTile  # noqa: E402
 from spa.codegen.cuda.writer import Ending  # noqa: E402
+from spa.codegen.kernels.window import Window  # noqa: E402
 from spa.codegen.tvm_api.cuda import emit_cuda  # noqa: E402
 
 TILES = [("dense", t) for t in table.WGMMA_DENSE] + [("2:4", t) for t in table.WGMMA_TWO_OF_FOUR]
@@ -42,8 +43,14 @@ def compute(
     form: Any, tile: WgmmaTile, w: Array, x: Array, operand: str, ending: Ending = PLAIN, *more: Array
 ) -> Array:
     """Y [n, m]; `more`: tensors that follow X, and the bias."""
-    (m, k), (n, _) = w.shape, x.shape
-    product = WgmmaProduct(m, 1, Rows(n, k, str(x.dtype)), tile, form, ending, operand)
+    return compute_from(Rows(*x.shape, str(x.dtype)), form, tile, w, x, operand, ending, *more)
+
+
+def compute_from(
+    source: Any, form: Any, tile: WgmmaTile, w: Array, x: Array, operand: str, ending: Ending = PLAIN, *more: Array
+) -> Array:
+    m, n = len(w), source.n
+    product = WgmmaProduct(m, 1, source, tile, form, ending, operand)
     pack = wgmma_pack.pack_two_of_four if form == "2:4" else wgmma_pack.pack_dense
     packed = [a.view(KINDS[operand]) if a.dtype != np.uint32 else a for a in pack(w[None], tile, operand)]
     device = emit_cuda({"k": build_wgmma(product)}, {"k"}, "sm_90a", {"k": "k"})
@@ -61,7 +68,7 @@ def compute(
 def test_products_of_rows(form: str, tile: WgmmaTile, operand: str, kind: str) -> None:
     """Copied as they are, or converted on the way; more steps than stages, a k that no step divides; several tiles."""
     random = np.random.default_rng(1)
-    m, n, k = tile.m + 24, tile.n + 9, DEPTH * (tile.stages + 1) + 24
+    m, n, k = tile.m + 24, tile.n - 7, DEPTH * (tile.stages + 1) + 24
     w, x = weights(random, form, m, k), exact(random, (n, k)).astype(KINDS[kind])
     np.testing.assert_array_equal(compute(form, tile, w, x, operand), x.astype(np.float32) @ w.T)
 
@@ -76,17 +83,32 @@ def test_fewer_steps_than_stages(form: str, k: int) -> None:
 
 
 @pytest.mark.parametrize(("form", "tile"), TILES, ids=lambda v: getattr(v, "name", v))
-@pytest.mark.parametrize("more", [0, 40], ids=["whole tiles", "parts"])
-def test_halves_leave_through_shared_memory(form: str, tile: WgmmaTile, more: int) -> None:
+@pytest.mark.parametrize("less", [0, 24], ids=["whole tiles", "parts"])
+def test_halves_leave_through_shared_memory(form: str, tile: WgmmaTile, less: int) -> None:
     """Turned over on the way; with a bias, a residual and an activation."""
     random = np.random.default_rng(5)
-    m, n, k = tile.m + more, tile.n + more // 8, 64
+    m, n, k = tile.m - less, tile.n - less // 8, 64
     w, x, residual = weights(random, form, m, k), exact(random, (n, k)), exact(random, (n, m))
     x, residual, bias = x.astype(np.float16), residual.astype(np.float16), exact(random, m)
     ending = Ending(True, STEPS, 0, (n * m,), "float16", ("float16",))
     got = compute(form, tile, w, x, "float16", ending, residual, bias)
     expected = np.maximum(x.astype(np.float32) @ w.T + bias + residual.astype(np.float32), 0)
     np.testing.assert_array_equal(got, expected.astype(np.float16))
+
+
+@pytest.mark.parametrize(("form", "kind"), [("dense", "float16"), ("2:4", "float16"), ("dense", "float32")])
+def test_pictures_with_channels_last(form: str, kind: str) -> None:
+    """NHWC: pixels are rows of channels, and Y is too."""
+    random = np.random.default_rng(9)
+    window = Window(2, 72, (9, 7), (5, 4), (3, 3), (2, 2), (1, 1), (1, 1))
+    w, x = weights(random, form, 136, 72 * 9), exact(random, (2, 9, 7, 72)).astype(KINDS[kind])
+    ending = Ending(False, (), 0, (), kind)
+    got = compute_from(Windows(window, kind), form, WgmmaTile(128, 64, 2, 4), w, x, "float16", ending)
+    padded = np.pad(x.astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen = [
+        padded[b, i : i + 3, j : j + 3].reshape(-1) for b in range(2) for i in range(0, 9, 2) for j in range(0, 7, 2)
+    ]
+    np.testing.assert_array_equal(got, (np.stack(seen) @ w.T).astype(KINDS[kind]))
 
 
 def test_bfloat16_leaves_as_it_came() -> None:
