@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from spa.codegen.cuda import depthwise, few, pack, simt, table, wgmma_offer
-from spa.codegen.cuda.cost import SPARSE_BELOW, Arch, Work, arch_of, microseconds, transfer_us
+from spa.codegen.cuda.cost import ASYNC_STEP_US, SPARSE_BELOW, STEP_US, Arch, Work, arch_of, microseconds, transfer_us
 from spa.codegen.cuda.layers import Matrix, ending_of, matrix_of, reaches, residual_behind
 from spa.codegen.cuda.product import Form, Product, build_product
 from spa.codegen.cuda.sources import Planes, Rows, Source, Windows, at_once
@@ -80,8 +80,8 @@ def candidates(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterat
 def _tensor(layer: Layer, matrix: Matrix, arch: Arch, operand: str) -> Iterator[Candidate]:
     w = matrix.weight
     for shape, big, us in wgmma_offer.predicted(matrix, arch, operand):
-        why, ending = _why(matrix, us, arch), ending_of(layer, matrix)
-        make = partial(wgmma_offer.kernel_of, layer, matrix, shape, big, operand, ending, why)
+        why, name = _why(matrix, us, arch), f"{big.name}-{way_of(matrix.source)}-{SHORT[operand]}"
+        make = partial(wgmma_offer.kernel_of, layer, matrix, shape, big, operand, ending_of(layer, matrix), name, why)
         yield Candidate("wgmma", shape, big.name, us, make)
     for tile in table.DENSE:
         yield _product(layer, matrix, arch, operand, tile, "dense", covering(matrix.source.k, tile.k))
@@ -116,6 +116,7 @@ def _product(layer: Layer, matrix: Matrix, arch: Arch, operand: str, tile: Tile,
         threads=tile.threads,
         shared=tile.stages * (tile.m * width + tile.n * tile.k) * HALF_BYTES,
         gathered=tile.n * tile.k / at_once(s),
+        step=ASYNC_STEP_US if s.dtype == operand and at_once(s) > 1 else STEP_US,
         bytes=matrix.weight.size * HALF_BYTES * stored + (s.size + matrix.groups * matrix.m * s.n) * item,
     )
     name = f"block{tile.m}x{tile.m}" if form == "bsr" else form

@@ -15,7 +15,7 @@ from spa.codegen.cuda.sources import Planes
 from spa.codegen.cuda.wgmma import WgmmaProduct, build_wgmma
 from spa.codegen.cuda.wgmma_layout import CHUNK
 from spa.codegen.cuda.wgmma_tile import DEPTH, WgmmaTile
-from spa.codegen.cuda.wgmma_words import PTX_NAMES, ROWS
+from spa.codegen.cuda.wgmma_words import ROWS
 from spa.codegen.cuda.writer import Ending
 from spa.codegen.kernels.vector import covering
 from spa.codegen.layer import Array, Kernel, Layer
@@ -76,16 +76,15 @@ def _microseconds(matrix: Matrix, arch: Arch, tile: WgmmaTile, form: Form) -> fl
 
 
 def kernel_of(
-    layer: Layer, matrix: Matrix, form: Form, tile: WgmmaTile, operand: str, ending: Ending, why: str
+    layer: Layer, matrix: Matrix, form: Form, tile: WgmmaTile, operand: str, ending: Ending, name: str, why: str
 ) -> Kernel:
-    """One of those that were predicted."""
+    """One of those that were predicted; `name`: what the manifest calls its tile."""
     packing = wgmma_pack.pack_two_of_four if form == "2:4" else wgmma_pack.pack_dense
     p = WgmmaProduct(matrix.m, matrix.groups, matrix.source, tile, form, ending, operand)
-    way = "rows" if matrix.source.k_last else "gather"
     return Kernel(
         family="wgmma",
         format=form,
-        tile=f"{tile.name}-{way}-{PTX_NAMES[operand]}",
+        tile=name,
         why=why,
         activations=(0, *layer.tensors),
         weights=(*packing(matrix.weight, tile, operand), *layer.vectors(matrix.bias)),
