@@ -249,28 +249,38 @@ def _shorten(graph: _Graph, at: int) -> bool:
 
 
 def _into_weights(graph: _Graph, node: NodeProto, perm: Perm, shape: tuple[int, ...]) -> bool:
-    """Transpose, then a reshape to [batch, everything else], then a product with weights: their rows change places."""
+    """Transpose, then a reshape to [batch, everything else], then products with weights: their rows change places."""
     behind = _only_reader(graph, node.output[0])
     flat = graph.known.shapes.get(behind.output[0]) if behind is not None else None
     if behind is None or flat is None or behind.op_type not in ("Reshape", "Flatten", "Squeeze"):
         return False
-    product = _only_reader(graph, behind.output[0])
-    if perm[0] != 0 or flat != (shape[0], math.prod(shape[1:])) or product is None:
+    if perm[0] != 0 or flat != (shape[0], math.prod(shape[1:])) or behind.input[0] != node.output[0]:
         return False
-    options = attributes(product)
-    if product.op_type not in ("Gemm", "MatMul") or product.input[0] != behind.output[0] or options.get("transA", 0):
+    products = [graph.nodes[i] for i in graph.readers[behind.output[0]]]
+    if (
+        not products
+        or behind.output[0] in graph.outputs
+        or not all(_weighs(graph, p, behind.output[0]) for p in products)
+    ):
         return False
-    weight = graph.known.const(product.input[1])
-    if weight is None or weight.ndim != 2 or behind.input[0] != node.output[0]:
-        return False
-    rows = weight.T if options.get("transB", 0) else weight
     back = [int(i) - 1 for i in np.argsort(perm)[1:]]
-    split = rows.reshape(*[shape[i] for i in perm[1:]], -1)
-    rows = split.transpose(*back, len(back)).reshape(rows.shape)
-    product.input[1] = graph.add_const(rows.T if options.get("transB", 0) else rows, product.input[1])
+    for product in products:
+        turned, weight = attributes(product).get("transB", 0), graph.known.const(product.input[1])
+        assert weight is not None
+        rows = weight.T if turned else weight
+        split = rows.reshape(*[shape[i] for i in perm[1:]], -1)
+        rows = split.transpose(*back, len(back)).reshape(rows.shape)
+        product.input[1] = graph.add_const(rows.T if turned else rows, product.input[1])
     shaped = graph.add_const(np.array(flat, np.int64), behind.output[0])
     behind.CopyFrom(helper.make_node("Reshape", [node.input[0], shaped], behind.output, name=behind.name))
     return True
+
+
+def _weighs(graph: _Graph, node: NodeProto, name: str) -> bool:
+    """Whether a node is the product of this value with weights."""
+    weight = graph.known.tensors.get(node.input[1]) if len(node.input) > 1 else None
+    plain = node.op_type in ("Gemm", "MatMul") and node.input[0] == name and not attributes(node).get("transA", 0)
+    return plain and weight is not None and len(weight.dims) == 2
 
 
 def _only_reader(graph: _Graph, name: str) -> NodeProto | None:

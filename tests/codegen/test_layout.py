@@ -67,6 +67,11 @@ CASES = {
         f"{HEAD} <float[7,192] w, float[7] v> {{ b = {BACK}(x) f = Flatten(b) y = Gemm<transB=1>(f, w, v) }}",
         0,
     ),
+    "into weights of two": (
+        """g (float[1,8,6,4] x) => (float[] y, float[] z) <float[192,7] w, float[3,192] v>
+        { b = Transpose<perm=[0,2,3,1]>(x) f = Flatten(b) y = MatMul(f, w) z = Gemm<transB=1>(f, v) }""",
+        0,
+    ),
     "network channels last": (
         f"""g (float[1,12,10,3] x) => (float[] y) <float[8,3,3,3] u, float[8] b, float[8,8,3,3] v, float[8,5] w>
         {{ a = {TO}(x) c = Conv<pads=[1,1,1,1]>(a, u) d = {BACK}(c) e = Add(d, b) f = Relu(e) g = {TO}(f)
