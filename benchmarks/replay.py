@@ -40,7 +40,9 @@ def conv(m: int, k: int, size: int, kernel: int = 1, density: float = 1.0, block
     if density < 1:
         weight *= np.repeat(random.random((m // block, *shape[1:])) < density, block, axis=0)
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], pads=[kernel // 2] * 4, **attributes),
+        helper.make_node(
+            "Conv", ["x", "w"], ["c"], pads=[kernel // 2 * attributes.get("dilations", [1])[0]] * 4, **attributes
+        ),
         helper.make_node("Relu", ["c"], ["y"]),
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, k, size, size])
@@ -65,7 +67,8 @@ CASES: Mapping[str, Callable[[], Any]] = {
     "pointwise": lambda: conv(64, 64, 28),
     "blocks": lambda: conv(64, 128, 28, density=0.15, block=4),
     "unstructured": lambda: conv(64, 128, 28, density=0.1),
-    "window": lambda: conv(32, 32, 28, 3),
+    "window": lambda: conv(32, 32, 28, 3, dilations=[2, 2]),
+    "winograd": lambda: conv(64, 64, 56, 3),
     "depthwise": lambda: conv(32, 32, 28, 3, group=32),
     "row": lambda: text("(float[1,256] x) => (float[1,96] y) { y = MatMul(x, w) }", w=(256, 96)),
     "rows": lambda: text("(float[64,96] x) => (float[64,128] y) { y = MatMul(x, w) }", w=(96, 128)),

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from spa.codegen.kernels import winograd
 from spa.codegen.kernels.epilogue import overwritten
 from spa.codegen.kernels.isa import Isa, isa_of
 from spa.codegen.kernels.product import Product, Way, build_product
@@ -21,6 +22,7 @@ PACKED_FROM = 32  # output channels that pay for copying the pixels of a tile
 FEW = 16  # tiles of pixels: weights that are read so few times come from far
 FETCHED = 4  # weights per step that pay for asking for them
 SPARSE_BELOW = 0.75  # share of the dense time that a sparse kernel may be predicted to take: predictions are not exact
+WINOGRAD_BELOW = 0.8  # the same for minimal filtering
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     dense = Choice(rows, columns, groups * rows_of_pixels * dense_cost(isa, m, length, k, depth, rows, columns))
     sparse = _sparse_choice(isa, flat_weight, length, depth, rows_of_pixels)
     density = np.count_nonzero(weight) / weight.size
+    fast = winograd.choice(weight, w, isa_of(target))
+    if fast is not None and fast[0] < min(WINOGRAD_BELOW * dense.cycles, sparse.cycles / SPARSE_BELOW):
+        why = f"density {density:.2f}: direct {dense.cycles:.3g} cycles, by minimal filtering {fast[0]:.3g}"
+        return winograd.kernel(layer, w, isa_of(target), fast[1], why)
     best = sparse if sparse.cycles < SPARSE_BELOW * dense.cycles else dense
     why = f"density {density:.2f}: dense {dense.cycles:.3g} cycles, sparse {sparse.rows}x1 {sparse.cycles:.3g}"
     bytes_of_weights = flat_weight[0].size * 4 if best is dense else best.entries * best.rows * 4

@@ -30,7 +30,19 @@ def replay() -> ModuleType:
         sys.path.pop(0)
 
 
-CASES = ("pointwise", "blocks", "unstructured", "window", "depthwise", "row", "rows", "batched", "softmax", "chain")
+CASES = (
+    "pointwise",
+    "blocks",
+    "unstructured",
+    "window",
+    "winograd",
+    "depthwise",
+    "row",
+    "rows",
+    "batched",
+    "softmax",
+    "chain",
+)
 
 
 def shortened(code: str) -> str:
