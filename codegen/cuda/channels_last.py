@@ -63,12 +63,12 @@ class _Rewriter:
         self.tensors = tensors_of(model)
         self.consts = {t.name: t for t in model.graph.initializer}
         self.axes_as_input = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1) >= 18
-        self.producer = {name: node for node in model.graph.node for name in node.output}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.declared: list[onnx.ValueInfoProto] = []
         self.last: dict[str, str] = {}
         self.first: set[str] = set()
+        self.free: set[str] = set()  # what an NCHW convolution makes (and what follows it): it may write NHWC as well
         self.gain = 0.0
 
     def run(self) -> None:
@@ -80,8 +80,17 @@ class _Rewriter:
                 for name in _reads(node):
                     self._to_first(name)
                 self.nodes.append(node)
+                if self._is_free(node):
+                    self.free.add(node.output[0])
         for output in self.model.graph.output:
             self._to_first(output.name)
+
+    def _is_free(self, node: onnx.NodeProto) -> bool:
+        known = self.tensors.get(node.output[0])
+        if known is None or len(known.shape) != 4 or known.shape[1] % CHUNK or product(known.shape[2:]) == 1:
+            return False
+        behind = node.op_type in ATTRIBUTES and all(n in self.free or n in self.consts or not n for n in node.input)
+        return node.op_type == "Conv" or behind
 
     def result(self) -> onnx.ModelProto:
         result = onnx.ModelProto()
@@ -113,7 +122,7 @@ class _Rewriter:
         depthwise = group == c == m and group > 1
         if window is None or m % CHUNK or c % CHUNK or not (depthwise or (group == 1 and min(m, c) >= LEAST)):
             return False
-        if product(window.size) == 1 or (depthwise and node.input[0] not in self.last):
+        if product(window.size) == 1 or (depthwise and node.input[0] not in {*self.last, *self.free}):
             return False
         out = node.output[0]
         there, result = self._to_last(node.input[0]), f"{out}.nhwc"
@@ -171,9 +180,10 @@ class _Rewriter:
     def _pool(self, node: onnx.NodeProto) -> bool:
         get = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         usual = get.get("auto_pad", b"NOTSET") in (b"", b"NOTSET") and not get.get("storage_order", 0)
-        if node.input[0] not in self.last or len(get["kernel_shape"]) != 2 or not usual:
+        there = node.input[0] in self.last or node.input[0] in self.free
+        if not there or len(get["kernel_shape"]) != 2 or not usual:
             return False
-        self._copy(node, [self.last[node.input[0]]], op=f"{node.op_type}ChannelsLast")
+        self._copy(node, [self._to_last(node.input[0])], op=f"{node.op_type}ChannelsLast")
         return True
 
     def _mean(self, node: onnx.NodeProto) -> bool:
@@ -220,8 +230,7 @@ class _Rewriter:
             known, self.last[name] = self.tensors[name], f"{name}.nhwc"
             self._write(helper.make_node("Transpose", [name], [self.last[name]], perm=LAST), self.last[name], known)
             self.first.add(name)
-            producer = self.producer.get(name)
-            if producer is None or producer.op_type != "Conv":  # else that kernel writes so
+            if name not in self.free:
                 self.gain -= self._transpose_us(known)
         return self.last[name]
 

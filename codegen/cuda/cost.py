@@ -16,6 +16,7 @@ from spa.codegen.kernels.vector import covering
 
 LAUNCH_US = 3.0
 GATHER_US = 9e-5  # of a multiprocessor: some 15 instructions, 4 warps at once, 32 threads each
+ASYNC_STEP_US = 0.2  # the same, where both factors are copied past the registers, two tiles ahead
 STEP_US = 0.35  # from one barrier to the next, at least
 SPARSE_BELOW = 0.9  # share of the dense time that a sparse form may take
 SHARED_PER_SM = 160 << 10  # bytes that may be counted on
