@@ -5,7 +5,7 @@
 numerics    every kernel of the tables on shapes that no tile divides, dense and in all patterns, against numpy
 sanitizer   the numerics again under compute-sanitizer (memcheck and racecheck), where it is installed
 timings     products of n x n x n in fp16, dense and 2:4, against torch (cuBLAS) and its semi-structured form (cuSPARSELt)
-networks    whole networks as bundles, launches replayed as a graph, against onnxruntime's CUDA provider where it is installed
+networks    two networks of pictures and an encoder as bundles, launches replayed as a graph, against onnxruntime's CUDA and TensorRT providers
 
 All of them without a name. Needs nvcc and a driver; torch, onnxruntime-gpu and compute-sanitizer are used if they are there.
 Times are CUDA events around graphs of many launches; the median of several. Writes JSON and prints tables. Exit 1 where a
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from spa.codegen.bundle import compile
 from spa.codegen.cuda import toolchain
 from spa.codegen.cuda.cost import arch_of
 from spa.codegen.cuda.families import Candidate, candidates
-from spa.codegen.cuda.layers import matrix_of
+from spa.codegen.cuda.layers import CHANNELS_LAST, matrix_of
 from spa.codegen.cuda.words import OPERANDS
 from spa.codegen.layer import Kernel, Layer
 from spa.codegen.program import Tensor
@@ -49,6 +49,7 @@ Array = np.ndarray[Any, Any]
 PARTS = ("numerics", "sanitizer", "timings", "networks")
 TOLERANCE = 2e-3  # of the result's spread: operands are exact in fp16, sums are fp32 in another order
 SIZES = (1024, 2048, 4096, 8192)
+STEPS = 50  # of a network
 RUNS, REPEATS = 9, 20  # medians of so many graphs of so many launches
 WANTED = {
     "2:4 / dense": 1.3,
@@ -82,6 +83,17 @@ def convolution(x: Sequence[int], w: Sequence[int], stride: int, pad: int, group
     )
 
 
+def pictures(x: Sequence[int], w: Sequence[int], stride: int, pad: int, pattern: str, dtype: str) -> Layer:
+    """The same of NHWC pictures, as `channels_last` makes it of a Conv (a depthwise one where `w` has one channel)."""
+    group = x[1] if w[1] == 1 else 1
+    layer = convolution(x, w, stride, pad, group, pattern)
+    (n, c, height, width), (_, m, *size) = x, layer.output.shape
+    geometry = {"out": size, "strides": [stride] * 2, "dilations": [1, 1], "pads": [pad] * 2, "group": group}
+    tensors = Tensor("x", dtype, (n, height, width, c)), Tensor("w", "float32", tuple(w))
+    output = Tensor("y", "float32", (n, *size, m))
+    return Layer(f"NHWC {layer.name}", CHANNELS_LAST, geometry, tensors, output, layer.consts)
+
+
 def exact(random: np.random.Generator, shape: Sequence[int]) -> Array:
     """Numbers that fp16 holds exactly."""
     return (random.integers(-16, 17, tuple(shape)) / 16).astype(np.float32)
@@ -106,6 +118,9 @@ def expected(layer: Layer, x: Array) -> Array:
         return np.asarray(x.astype(np.float64) @ layer.consts[1].astype(np.float64))
     from numpy.lib.stride_tricks import sliding_window_view
 
+    if layer.op == CHANNELS_LAST:
+        output = replace(layer.output, shape=tuple(layer.output.shape[i] for i in (0, 3, 1, 2)))
+        return expected(replace(layer, op="Conv", output=output), x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
     pad, stride, group = layer.attributes["pads"][0], layer.attributes["strides"][0], layer.attributes["group"]
     w = layer.consts[1].astype(np.float64)
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
@@ -194,6 +209,10 @@ def cases() -> Iterator[Layer]:
         yield convolution((3, 72, 14, 14), (100, 72, 1, 1), 1, 0, 1, pattern)
         yield convolution((1, 64, 15, 15), (48, 32, 3, 3), 1, 1, 2, pattern)
     yield convolution((2, 48, 19, 19), (48, 1, 3, 3), 2, 1, 48, "dense")
+    for dtype in ("float32", "float16"):
+        for pattern in ("dense", "2:4", "block16x16"):
+            yield pictures((2, 24, 33, 33), (70, 24, 3, 3), 2, 1, pattern, dtype)
+        yield pictures((2, 48, 19, 19), (48, 1, 3, 3), 2, 1, "dense", dtype)
 
 
 def numerics(driver: Driver, arch: str, layers: Iterator[Layer] | None = None) -> list[dict[str, Any]]:
@@ -320,30 +339,41 @@ def ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def networks(arch: str) -> list[dict[str, Any]]:
-    """Whole networks, dense and 2:4 (at random: only the time counts)."""
-    from networks import mobilenet_v2, resnet50
+def models() -> dict[str, Callable[[], Any]]:
+    from networks import encoder, mobilenet_v2, resnet50
 
+    return {"mobilenet_v2": mobilenet_v2, "resnet50": resnet50, "encoder": encoder}
+
+
+ERRORS = {"fp16": 2e-2, "bf16": 1e-1, "fp32": 1e-4}  # of the output's spread
+
+
+def networks(arch: str) -> list[dict[str, Any]]:
+    """Whole networks: whether they are right, and a step of the replayed graph beside onnxruntime's."""
     rows = []
-    for name, build in (("mobilenet_v2", mobilenet_v2), ("resnet50", resnet50)):
-        for precision in ("fp16", "fp32"):
-            model = build()
-            feeds = {"x": np.random.default_rng(4).standard_normal((1, 3, 224, 224)).astype(np.float32)}
-            feeds = dict(zip([v.name for v in model.graph.input], feeds.values(), strict=True))
+    for name, build in models().items():
+        model = build()
+        random = np.random.default_rng(4)
+        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
+        feeds = {k: random.standard_normal(shape).astype(np.float32) for k, shape in shapes.items()}
+        right, theirs = onnxruntime(model, feeds)
+        for precision, most in ERRORS.items():
             bundle = compile(model, "cuda", name=name, cuda_archs=arch, precision=precision)
             engine = open_engine(target_of(bundle.path, "cuda"))
             got = engine.run(feeds)
-            ms = statistics.median(engine.step() for _ in range(50)) * 1e3
+            ms = statistics.median(engine.step() for _ in range(STEPS)) * 1e3
             engine.close()
-            right, theirs = onnxruntime(model, feeds)
             error = max(float(np.abs(got[k] - v).max() / max(float(np.ptp(v)), 1e-9)) for k, v in right.items())
-            row = {"network": name, "precision": precision, "ms": ms, "onnxruntime_ms": theirs, "error": error}
-            rows.append({**row, "ok": error < (2e-2 if precision == "fp16" else 1e-4)})
+            row = {"network": name, "precision": precision, "ms": ms, **theirs, "error": error}
+            rows.append({**row, "ok": bool(error < most)})
     return rows
 
 
-def onnxruntime(model: Any, feeds: dict[str, Array]) -> tuple[dict[str, Array], float | None]:
-    """The right outputs, from the processor; and the milliseconds of its CUDA provider, where there is one."""
+PROVIDERS = {"onnxruntime_ms": "CUDAExecutionProvider", "tensorrt_ms": "TensorrtExecutionProvider"}
+
+
+def onnxruntime(model: Any, feeds: dict[str, Array]) -> tuple[dict[str, Array], dict[str, float | None]]:
+    """The right outputs, from the processor; and the milliseconds of its CUDA and TensorRT providers, where there are any."""
     import time
 
     import onnxruntime as ort
@@ -353,15 +383,20 @@ def onnxruntime(model: Any, feeds: dict[str, Array]) -> tuple[dict[str, Array], 
     data = model.SerializeToString()
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     right = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return right, None
-    session = ort.InferenceSession(data, providers=["CUDAExecutionProvider"])
-    times = []
-    for _ in range(30):
-        begin = time.perf_counter()
-        session.run(None, feeds)
-        times.append((time.perf_counter() - begin) * 1e3)
-    return right, statistics.median(times[5:])
+    found: dict[str, float | None] = dict.fromkeys(PROVIDERS)
+    for name, provider in PROVIDERS.items():
+        if provider not in ort.get_available_providers():
+            continue
+        session = ort.InferenceSession(data, providers=[provider])
+        if session.get_providers()[0] != provider:  # it falls back where a library is missing
+            continue
+        times = []
+        for _ in range(30):
+            begin = time.perf_counter()
+            session.run(None, feeds)
+            times.append((time.perf_counter() - begin) * 1e3)
+        found[name] = statistics.median(times[5:])
+    return right, found
 
 
 # Report ----------------------------------------------------------------------------------------------------------
