@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,23 @@ def decoded(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     del model.graph.node[:]
     model.graph.node.extend(kept)
-    read = {name for node in kept for name in node.input} | {o.name for o in model.graph.output}
-    for tensors in (model.graph.initializer, model.graph.value_info):
-        held = [t for t in tensors if t.name not in wanted or t.name in read]
-        del tensors[:]
-        tensors.extend(held)
+    unread = wanted - _read(kept) - {o.name for o in model.graph.output}
+    _drop(model.graph.initializer, unread)
+    _drop(model.graph.value_info, unread)
     return model
+
+
+def _read(nodes: Iterable[NodeProto]) -> set[str]:
+    """What nodes and the bodies inside them read."""
+    bodies = [a.g.node for node in nodes for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return {name for node in nodes for name in node.input}.union(*(_read(body) for body in bodies))
+
+
+def _drop(tensors: Any, names: set[str]) -> None:
+    """Out of a repeated field of a graph."""
+    held = [t for t in tensors if t.name not in names]
+    del tensors[:]
+    tensors.extend(held)
 
 
 def _dequantised(node: NodeProto, values: Values) -> Array | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from spa.codegen.kernels.isa import AVX2, AVX512
 from spa.codegen.kernels.matvec.permutation import permute
-from spa.codegen.kernels.vector import FLOAT, Expr, load, splat
+from spa.codegen.kernels.vector import FLOAT, Expr, load, span, splat
 from spa.codegen.layer import Array
 from spa.codegen.tvm_api import tirx
 
@@ -38,7 +38,7 @@ def added(total: Expr, values: Any, at: Expr, word: Expr, rows: Any, x: Expr, la
     found = load(values, at, lanes)
     if lanes == 16:
         one = tirx.IntImm("int32", 1)
-        bits = splat(one, lanes) << tirx.Ramp(tirx.IntImm("int32", 0), one, lanes)
+        bits = splat(one, lanes) << span(tirx.IntImm("int32", 0), lanes)
         kept = tirx.NE(splat(word, lanes) & bits, splat(tirx.IntImm("int32", 0), lanes))
         spread = tirx.call_llvm_pure_intrin(f"{FLOAT}x{lanes}", EXPAND, found, found, kept)
         return tirx.Select(kept, spread * x + total, total)

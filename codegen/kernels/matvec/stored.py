@@ -9,7 +9,7 @@ import numpy as np
 
 from spa.codegen.kernels.isa import AVX512, NEON, Isa
 from spa.codegen.kernels.matvec.permutation import permute
-from spa.codegen.kernels.vector import FLOAT, Expr, covering, load, splat
+from spa.codegen.kernels.vector import FLOAT, Expr, covering, load, span, splat
 from spa.codegen.layer import Array
 from spa.codegen.tvm_api import tirx
 
@@ -79,7 +79,7 @@ class Stored:
         if self.bits == 32:
             return vector
         if self.layout == "permuted":
-            table = tirx.Cast(f"{FLOAT}x{lanes}", tirx.Ramp(_int32(-8), _int32(1), lanes))
+            table = tirx.Cast(f"{FLOAT}x{lanes}", span(_int32(-8), lanes))
             return permute(AVX512.name, table, vector >> splat(_int32(4 * place), lanes) if place else vector)
         kind = f"int{self.lane}"
         shift = self.lane - self.bits * (place + 1)
