@@ -14,7 +14,7 @@ from spa.codegen.cuda import depthwise, few, simt, table, toolchain
 from spa.codegen.cuda.batched import Batched, build_batched
 from spa.codegen.cuda.occupancy import occupancy
 from spa.codegen.cuda.product import Product, build_product
-from spa.codegen.cuda.sources import Planes, Rows
+from spa.codegen.cuda.sources import Planes, Rows, Windows
 from spa.codegen.cuda.strided import Strided
 from spa.codegen.cuda.words import BFLOAT
 from spa.codegen.cuda.writer import Ending
@@ -40,11 +40,12 @@ def ending(size: int) -> Ending:
 def kernels() -> dict[str, Any]:
     """One of each row of the tables, by name; sizes that no tile divides."""
     m, rows, planes = 300, Rows(250, 1000, "float32"), Planes(WINDOW, 1, "float32")
+    nhwc = Windows(WINDOW, "float16")
     found: dict[str, Any] = {}
     for form, tiles in (("dense", table.DENSE), ("2:4", table.TWO_OF_FOUR), ("bsr", table.BLOCKS)):
         for i, tile in enumerate(tiles):
-            for kind, source in (("rows", rows), ("planes", planes)):
-                if kind == "planes" and i != 1:  # the way to the pixels is the same in all
+            for kind, source in (("rows", rows), ("planes", planes), ("nhwc", nhwc)):
+                if kind != "rows" and i != 1:  # the way to the pixels is the same in all
                     continue
                 p = Product(m, 1, source, tile, form, ending(m * source.n), 40 if form == "bsr" else 0)  # type: ignore[arg-type]
                 found[f"{NAMES[form]}_{tile.name}_{kind}"] = build_product(p)
@@ -69,6 +70,8 @@ def kernels() -> dict[str, Any]:
         found[f"few_{form}"] = few.build_few(p_few)
     single = Planes(Window(1, 64, (30, 30), (30, 30), (3, 3), (1, 1), (1, 1), (1, 1)), 64, "float32")
     found["depthwise"] = depthwise.build_depthwise(depthwise.Depthwise(1, single, ending(64 * 900)))
+    by_channels = depthwise.Depthwise(1, Windows(WINDOW, "float16", 200), ending(200 * 900))
+    found["depthwise_nhwc"] = depthwise.build_depthwise(by_channels)
     return {re.sub(r"\W", "_", name): f for name, f in found.items()}
 
 
