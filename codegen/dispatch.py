@@ -28,7 +28,14 @@ from spa.codegen.views import view_of
 Phase = Literal["layers", "moves", "elementwise"]
 IN_PLACE = ("MatMul", "Transpose")  # their operands are read through views
 VIEWED = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Identity")
-ROWS = ("Gemm", "MatMul", "ConvChannelsLast", "Softmax", "LayerNormalization", "RMSNormalization")  # channels last, rows in memory
+ROWS = (
+    "Gemm",
+    "MatMul",
+    "ConvChannelsLast",
+    "Softmax",
+    "LayerNormalization",
+    "RMSNormalization",
+)  # channels last, rows in memory
 
 
 def choose(layer: Layer, target: Target, families: Sequence[Offer]) -> Kernel | None:

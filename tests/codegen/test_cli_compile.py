@@ -89,7 +89,15 @@ def test_targets_and_doctor() -> None:
     targets = json.loads(spa("targets", "--json").stdout)
     assert [row["name"] for row in targets["targets"]] == ["host", "arm", "wasm", "cuda"]
     doctor = json.loads(spa("doctor", "--json").stdout)
-    assert {row["tool"] for row in doctor["tools"]} == {"zig", "tvm", "wasmtime", "qemu-aarch64", "node", "npm"}
+    assert {row["tool"] for row in doctor["tools"]} == {
+        "zig",
+        "tvm",
+        "wasmtime",
+        "qemu-aarch64",
+        "node",
+        "npm",
+        "chromium",
+    }
     assert spa("doctor").returncode == spa("targets").returncode == 0
 
 
