@@ -79,8 +79,8 @@ class Kernel:
     """A kernel for a layer. `activations`: positions of the layer's inputs it reads at run time; `weights`: packed
     constants that follow them; then the output. `in_place`: positions among the activations of those whose memory the
     output may take over: it reads each of their elements only before it writes the same one of the output. `build()`
-    gives its PrimFunc over these buffers in this order. Kernels of one `key` have the same code; without a key it is this layer's own. `viewed`: it reads the sources of
-    the layer's views instead of the inputs themselves."""
+    gives its PrimFunc over these buffers in this order. Kernels of one `key` have the same code; without a key it is this
+    layer's own. `viewed`: it reads the sources of the layer's views instead of the inputs themselves."""
 
     family: str
     format: str
