@@ -15,7 +15,6 @@ from spa.codegen.bundle import compile
 from spa.codegen.plan_memory import plan_memory
 from spa.runtime.load import target_of
 from spa.runtime.run import open_engine
-from spa.runtime.toolchain import find, is_aarch64
 
 pytestmark = pytest.mark.codegen
 
@@ -96,19 +95,12 @@ def arenas(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("target", ["x86-64-v4", "x86-64-v2", "arm", "wasm"])
-def test_same_results_in_less_memory(arenas: list[tuple[int, int]], name: str, target: str) -> None:
-    level = target if target.startswith("x86") else None
-    if level and (is_aarch64() or not zoo.runs(level)):
-        pytest.skip(f"this machine is below {level}")
-    if target == "arm" and not is_aarch64() and find("qemu-aarch64") is None:
-        pytest.skip("qemu-aarch64 is not installed")
-    if target == "wasm" and find("wasmtime") is None:
-        pytest.skip("wasmtime is not installed")
+@pytest.mark.parametrize("place", [zoo.HOSTS[0], zoo.HOSTS[-1], *zoo.ELSEWHERE[:2]], ids=str)
+def test_same_results_in_less_memory(arenas: list[tuple[int, int]], name: str, place: zoo.Place) -> None:
     model = MODELS[name]
     values = zoo.feeds(model)
-    bundle = compile(model, "host" if level else target, host_level=level, use_cache=False)
-    zoo.assert_same(bundle.run(values), zoo.reference(model, values))
+    bundle = place.compile(model, use_cache=False)
+    zoo.assert_same(place.run(bundle, values), zoo.reference(model, values))
     ((apart, together),) = arenas
     assert together <= apart
     if name in ("32x32", "64 rows"):

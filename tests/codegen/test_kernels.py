@@ -16,7 +16,6 @@ from spa.codegen.bundle import Bundle, compile
 from spa.codegen.kernels import isa
 from spa.codegen.kernels.tile import columns_of, dense_tile, tiles
 from spa.codegen.kernels.window import Window, planes_of, tap_offset, taps_of
-from spa.runtime.toolchain import find, is_aarch64
 
 pytestmark = pytest.mark.codegen
 
@@ -115,31 +114,14 @@ def odd() -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return model, values, zoo.reference(model, values)
 
 
-@pytest.mark.parametrize("level", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
-def test_odd_shapes_host(odd: Any, level: str) -> None:
+@zoo.everywhere
+def test_odd_shapes(odd: Any, place: zoo.Place) -> None:
     model, values, expected = odd
-    if is_aarch64() or not zoo.runs(level):
-        pytest.skip(f"this machine is below {level}")
-    bundle = compile(model, "host", host_level=level)
-    zoo.assert_same(bundle.run(values), expected)
-    found = families(bundle, "host")
+    bundle = place.compile(model)
+    zoo.assert_same(place.run(bundle, values), expected)
+    found = families(bundle, place.target)
     for i, case in enumerate(ODD):
         assert found[f"n{i}"] in FAMILIES[case["op"]], case
-
-
-def test_odd_shapes_arm(odd: Any) -> None:
-    if not is_aarch64() and find("qemu-aarch64") is None:
-        pytest.skip("qemu-aarch64 is not installed")
-    model, values, expected = odd
-    zoo.assert_same(compile(model, "arm").run(values), expected)
-
-
-@pytest.mark.parametrize("engine", ["wasmtime", "node"])
-def test_odd_shapes_wasm(odd: Any, engine: str) -> None:
-    if find(engine) is None:
-        pytest.skip(f"{engine} is not installed")
-    model, values, expected = odd
-    zoo.assert_same(compile(model, "wasm").run(values, engine=engine), expected)
 
 
 def test_formats_are_chosen_by_density() -> None:
@@ -186,12 +168,10 @@ def test_chains_join_their_layer(name: str) -> None:
     zoo.assert_same(bundle.run(values), zoo.reference(model, values))
 
 
-@pytest.mark.parametrize("target", ["host", "arm", "wasm"])
-def test_long_activations_behind_depthwise_layers(target: str) -> None:
+@zoo.everywhere
+def test_long_activations_behind_depthwise_layers(place: zoo.Place) -> None:
     """They come after a channel is done, over its pixels as one row: pictures that fill vectors or do not, two outputs per
     channel, stride 2, a residual."""
-    if target == "arm" and not is_aarch64() and find("qemu-aarch64") is None:
-        pytest.skip("qemu-aarch64 is not installed")
     model = zoo.network(
         """g (float[2,6,7,7] x, float[1,5,9,37] u, float[1,3,2,1] v)
            => (float[2,6,7,7] y, float[1,10,5,19] z, float[1,3,2,1] t)
@@ -202,9 +182,9 @@ def test_long_activations_behind_depthwise_layers(target: str) -> None:
         opset=20,
     )
     values = zoo.feeds(model)
-    bundle = compile(model, target)
-    assert list(families(bundle, target).values()) == ["depthwise"] * 3
-    zoo.assert_same(bundle.run(values), zoo.reference(model, values))
+    bundle = place.compile(model)
+    assert list(families(bundle, place.target).values()) == ["depthwise"] * 3
+    zoo.assert_same(place.run(bundle, values), zoo.reference(model, values))
 
 
 def test_a_value_that_others_read_stays() -> None:

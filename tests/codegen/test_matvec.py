@@ -16,7 +16,7 @@ from spa.codegen.kernels.isa import AVX512, Isa
 from spa.codegen.kernels.matvec import choose
 from spa.runtime.load import target_of
 from spa.runtime.run import open_engine
-from spa.runtime.toolchain import find, is_aarch64
+from spa.runtime.toolchain import is_aarch64
 
 pytestmark = pytest.mark.codegen
 Array = np.ndarray[Any, Any]
@@ -107,32 +107,23 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
 CODES = {case.form for case in CASES if case.form in ("int8", "int4")}
 GROUPS = {case.form for case in CASES if ":" in case.form}
 FOURS = {form for form in GROUPS if form[2] in "24"}
-TARGETS = {
-    "x86-64-v4": ("host", "x86-64-v4", "native", CODES | GROUPS | {"bitmap"}),
-    "x86-64-v3": ("host", "x86-64-v3", "native", CODES | {g for g in GROUPS if ":16" not in g} | {"bitmap"}),
-    "x86-64-v2": ("host", "x86-64-v2", "native", CODES),
-    "arm": ("arm", None, "qemu", CODES | FOURS),
-    "wasm": ("wasm", None, "wasmtime", CODES),
-    "node": ("wasm", None, "node", CODES),
+FORMS = {  # by the place's name: what it has kernels for; the others have codes only
+    "x86-64-v4": CODES | GROUPS | {"bitmap"},
+    "x86-64-v3": CODES | {g for g in GROUPS if ":16" not in g} | {"bitmap"},
+    "arm": CODES | FOURS,
 }
 
 
-@pytest.mark.parametrize("where", TARGETS)
+@zoo.everywhere
 @pytest.mark.usefixtures("forced")
-def test_every_form(where: str) -> None:
-    target, level, engine, has = TARGETS[where]
-    if level is not None and (is_aarch64() or not zoo.runs(level)):
-        pytest.skip(f"this machine is below {level}")
-    if engine == "qemu" and (is_aarch64() or find("qemu-aarch64") is None):
-        pytest.skip("qemu-aarch64 is not installed")
-    if engine == "node" and find("node") is None:
-        pytest.skip("node is not installed")
+def test_every_form(place: zoo.Place) -> None:
+    has = FORMS.get(str(place), CODES)
     matrices = [case.matrix for case in CASES]
     model = network(matrices)
     values = zoo.feeds(model)
-    bundle = compile(model, target, host_level=level, use_cache=False)
-    zoo.assert_same(bundle.run(values, target, engine), expected(matrices, values))
-    found = formats(bundle, target)
+    bundle = place.compile(model, use_cache=False)
+    zoo.assert_same(place.run(bundle, values), expected(matrices, values))
+    found = formats(bundle, place.target)
     for i, case in enumerate(CASES):
         assert found[f"n{i}"] == (case.form if case.form in has else "dense"), case.form
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from spa.codegen.bundle import compile
 from spa.runtime.run import run
-from spa.runtime.toolchain import find, is_aarch64
 
 pytestmark = pytest.mark.codegen
 
@@ -72,30 +71,14 @@ def everything() -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return model, values, zoo.reference(model, values)
 
 
-@pytest.mark.parametrize("level", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
-def test_host(everything: Any, level: str) -> None:
+@zoo.everywhere
+def test_everywhere(everything: Any, place: zoo.Place) -> None:
     model, values, expected = everything
-    if is_aarch64() or not zoo.runs(level):
-        pytest.skip(f"this machine is below {level}")
-    bundle = compile(model, "host", host_level=level)
-    rows = bundle.manifest["targets"]["host"]["kernels"]
+    bundle = place.compile(model)
+    rows = bundle.manifest["targets"][place.target]["kernels"]
     assert [row["kernel"] for row in rows if row["family"] != "moves"] == ["transpose"]  # of integers
     assert len(rows) == len(CASES) + 1  # two behind each other are one, where the shape between is a view
-    zoo.assert_same(bundle.run(values), expected)
-
-
-def test_arm(everything: Any) -> None:
-    if not is_aarch64() and find("qemu-aarch64") is None:
-        pytest.skip("qemu-aarch64 is not installed")
-    model, values, expected = everything
-    zoo.assert_same(compile(model, "arm").run(values), expected)
-
-
-def test_wasm(everything: Any) -> None:
-    if find("wasmtime") is None:
-        pytest.skip("wasmtime is not installed")
-    model, values, expected = everything
-    zoo.assert_same(compile(model, "wasm").run(values, engine="wasmtime"), expected)
+    zoo.assert_same(place.run(bundle, values), expected)
 
 
 def test_threads_give_the_same_bits() -> None:

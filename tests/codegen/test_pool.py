@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from spa.codegen.bundle import Bundle, compile
 from spa.runtime.run import run
-from spa.runtime.toolchain import find, is_aarch64
 
 pytestmark = pytest.mark.codegen
 
@@ -73,29 +72,12 @@ def families(bundle: Bundle, target: str) -> set[str]:
     return {row["family"] for row in bundle.manifest["targets"][target]["kernels"]}
 
 
-@pytest.mark.parametrize("level", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
-def test_host(everything: Any, level: str) -> None:
+@zoo.everywhere
+def test_everywhere(everything: Any, place: zoo.Place) -> None:
     model, values, expected = everything
-    if is_aarch64() or not zoo.runs(level):
-        pytest.skip(f"this machine is below {level}")
-    bundle = compile(model, "host", host_level=level)
-    assert families(bundle, "host") == {"pool", "rows"}
-    zoo.assert_same(bundle.run(values), expected)
-
-
-def test_arm(everything: Any) -> None:
-    if not is_aarch64() and find("qemu-aarch64") is None:
-        pytest.skip("qemu-aarch64 is not installed")
-    model, values, expected = everything
-    zoo.assert_same(compile(model, "arm").run(values), expected)
-
-
-@pytest.mark.parametrize("engine", ["wasmtime", "node"])
-def test_wasm(everything: Any, engine: str) -> None:
-    if find(engine) is None:
-        pytest.skip(f"{engine} is not installed")
-    model, values, expected = everything
-    zoo.assert_same(compile(model, "wasm").run(values, engine=engine), expected)
+    bundle = place.compile(model)
+    assert families(bundle, place.target) == {"pool", "rows"}
+    zoo.assert_same(place.run(bundle, values), expected)
 
 
 def test_what_follows_is_done_in_registers() -> None:

@@ -17,7 +17,6 @@ from spa.codegen.kernels.spmm import Sparse, build_sparse, pack
 from spa.codegen.kernels.tile import columns_of
 from spa.runtime.load import target_of
 from spa.runtime.run import open_engine
-from spa.runtime.toolchain import find, is_aarch64
 
 pytestmark = pytest.mark.codegen
 
@@ -69,34 +68,18 @@ def case() -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return model, values, zoo.reference(model, values)
 
 
-@pytest.mark.parametrize("level", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
-def test_host(case: Any, level: str) -> None:
+@zoo.everywhere
+def test_everywhere(case: Any, place: zoo.Place) -> None:
     model, values, expected = case
-    if is_aarch64() or not zoo.runs(level):
-        pytest.skip(f"this machine is below {level}")
-    bundle = compile(model, "host", host_level=level)
-    zoo.assert_same(bundle.run(values), expected)
-    families = {row["layer"].split("/")[0]: row["family"] for row in bundle.manifest["targets"]["host"]["kernels"]}
+    bundle = place.compile(model)
+    zoo.assert_same(place.run(bundle, values), expected)
+    rows = bundle.manifest["targets"][place.target]["kernels"]
+    families = {row["layer"].split("/")[0]: row["family"] for row in rows}
     assert families["n0"] == families["n1"] == families["n5"] == "spmm"
     assert families["n8"] == "gemm"  # dense weights never take a sparse kernel
-    if level == "x86-64-v4":
-        (deep,) = (row for row in bundle.manifest["targets"]["host"]["kernels"] if row["layer"].startswith("n9"))
+    if place.level == "x86-64-v4":
+        (deep,) = (row for row in rows if row["layer"].startswith("n9"))
         assert deep["family"] == "spmm" and deep["tile"].count("x") == 2  # rows x columns x depth
-
-
-def test_arm(case: Any) -> None:
-    if not is_aarch64() and find("qemu-aarch64") is None:
-        pytest.skip("qemu-aarch64 is not installed")
-    model, values, expected = case
-    zoo.assert_same(compile(model, "arm").run(values), expected)
-
-
-@pytest.mark.parametrize("engine", ["wasmtime", "node"])
-def test_wasm(case: Any, engine: str) -> None:
-    if find(engine) is None:
-        pytest.skip(f"{engine} is not installed")
-    model, values, expected = case
-    zoo.assert_same(compile(model, "wasm").run(values, engine=engine), expected)
 
 
 @given(

@@ -15,7 +15,6 @@ from spa.codegen.kernels import conv, winograd
 from spa.codegen.kernels.isa import AVX512, SIMD128
 from spa.codegen.kernels.window import Window
 from spa.runtime.run import run
-from spa.runtime.toolchain import find, is_aarch64
 
 pytestmark = pytest.mark.codegen
 
@@ -57,19 +56,13 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "arm", "wasm"])
-def test_odd_shapes(target: str) -> None:
-    level = target if target.startswith("x86") else None
-    if level is not None and (is_aarch64() or not zoo.runs(level)):
-        pytest.skip(f"this machine is below {level}")
-    if target == "arm" and not is_aarch64() and find("qemu-aarch64") is None:
-        pytest.skip("qemu-aarch64 is not installed")
+@zoo.everywhere
+def test_odd_shapes(place: zoo.Place) -> None:
     model = network(CASES)
     values = zoo.feeds(model)
-    name = "host" if level else target
-    bundle = compile(model, name, host_level=level, use_cache=False)
-    assert {row["family"] for row in bundle.manifest["targets"][name]["kernels"]} == {"winograd"}
-    zoo.assert_same(bundle.run(values), zoo.reference(model, values))
+    bundle = place.compile(model, use_cache=False)
+    assert {row["family"] for row in bundle.manifest["targets"][place.target]["kernels"]} == {"winograd"}
+    zoo.assert_same(place.run(bundle, values), zoo.reference(model, values))
 
 
 @pytest.mark.usefixtures("always")

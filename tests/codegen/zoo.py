@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import numpy_helper, parser
 
-from spa.runtime.toolchain import runs_here
+from spa.codegen.bundle import Bundle, compile
+from spa.runtime.toolchain import find, is_aarch64, runs_here
 
 Array = np.ndarray[Any, Any]
 TOLERANCE = 1e-4  # of the output's spread
@@ -118,6 +121,36 @@ def reference(model: onnx.ModelProto, values: Mapping[str, Array]) -> dict[str, 
 def runs(level: str) -> bool:
     """Whether this machine has the x86-64 level."""
     return runs_here("x86_64-linux-gnu", level)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where kernels are tried: a target, for the host of a level of x86-64, and what runs it."""
+
+    target: str
+    level: str | None = None
+    engine: str | None = None
+
+    def __str__(self) -> str:
+        return self.level or self.engine or self.target
+
+    def compile(self, model: onnx.ModelProto, **options: Any) -> Bundle:
+        """Skips, with the reason, where there is nothing that runs it."""
+        if self.level is not None and (is_aarch64() or not runs(self.level)):
+            pytest.skip(f"this machine is below {self.level}")
+        if self.target == "arm" and not is_aarch64() and find("qemu-aarch64") is None:
+            pytest.skip("qemu-aarch64 is not installed")
+        if self.engine is not None and find(self.engine) is None:
+            pytest.skip(f"{self.engine} is not installed")
+        return compile(model, self.target, host_level=self.level, **options)
+
+    def run(self, bundle: Bundle, values: Mapping[str, Array]) -> dict[str, Array]:
+        return bundle.run(values, self.target, engine=self.engine)
+
+
+HOSTS = tuple(Place("host", level=f"x86-64-v{n}") for n in (4, 3, 2))
+ELSEWHERE = (Place("arm"), *(Place("wasm", engine=engine) for engine in ("wasmtime", "node")))
+everywhere = pytest.mark.parametrize("place", [*HOSTS, *ELSEWHERE], ids=str)
 
 
 def assert_same(got: Mapping[str, Array], expected: Mapping[str, Array]) -> None:

@@ -12,7 +12,6 @@ from onnx import TensorProto, helper, numpy_helper
 from spa.codegen.bundle import compile
 from spa.errors import Unsupported
 from spa.runtime.run import run
-from spa.runtime.toolchain import find, is_aarch64
 
 pytestmark = pytest.mark.codegen
 
@@ -78,26 +77,10 @@ def everything() -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return model, values, zoo.reference(model, values)
 
 
-@pytest.mark.parametrize("level", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
-def test_host(everything: Any, level: str) -> None:
+@zoo.everywhere
+def test_everywhere(everything: Any, place: zoo.Place) -> None:
     model, values, expected = everything
-    if is_aarch64() or not zoo.runs(level):
-        pytest.skip(f"this machine is below {level}")
-    zoo.assert_same(compile(model, "host", host_level=level).run(values), expected)
-
-
-def test_arm(everything: Any) -> None:
-    if not is_aarch64() and find("qemu-aarch64") is None:
-        pytest.skip("qemu-aarch64 is not installed")
-    model, values, expected = everything
-    zoo.assert_same(compile(model, "arm").run(values), expected)
-
-
-def test_wasm(everything: Any) -> None:
-    if find("wasmtime") is None:
-        pytest.skip("wasmtime is not installed")
-    model, values, expected = everything
-    zoo.assert_same(compile(model, "wasm").run(values, engine="wasmtime"), expected)
+    zoo.assert_same(place.run(place.compile(model), values), expected)
 
 
 def test_threads_give_the_same_bits(everything: Any) -> None:
