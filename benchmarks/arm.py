@@ -6,7 +6,7 @@ many instructions whole networks take.
 No ARM machine is needed: each kernel is compiled to assembly, its innermost loop with the most multiply-adds is found,
 and llvm-mca says how many cycles it takes in a steady state, everything in the first cache. The peak is the model's own:
 the cycles of a loop of as many multiply-adds that depend on nothing but themselves. Needs llvm-mca (apt-get install llvm).
-`--instructions` runs the networks of `networks.py` under qemu and counts (see `instructions.py`): minutes.
+`--instructions` runs the networks of `networks.py` under qemu and counts (see `arm_instructions.py`): minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import instructions
+import arm_instructions as instructions
 import numpy as np
 import onnx
 from networks import NETWORKS, SIZES

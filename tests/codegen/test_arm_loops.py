@@ -54,7 +54,7 @@ def arm() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def instructions() -> ModuleType:
-    return benchmark("instructions")
+    return benchmark("arm_instructions")
 
 
 def test_only_the_innermost_loop_is_taken(arm: ModuleType) -> None:

@@ -1,6 +1,6 @@
 """Layers for which a sparse kernel was chosen, against the same layers with dense weights: is any slower?
 
-    python benchmarks/layers.py [--target host|wasm] [--densities 0.8,0.7,0.5,0.3,0.15] [--blocks 1x1,4x1,8x1,2x4]
+    python benchmarks/thin_layers.py [--target host|wasm] [--densities 0.8,0.7,0.5,0.3,0.15] [--blocks 1x1,4x1,8x1,2x4]
 
 Layers as networks have them (1x1 and 3x3 convolutions, products of many rows and of one), each thinned at random to each
 density in each pattern (2x4: two of four along the inputs). Each density is one network of independent layers, with a dense
