@@ -7,7 +7,7 @@ counts `scale` times; the source has `size` of them. A kernel that reads through
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,29 @@ class View:
     strides: tuple[int, ...]
     offset: int = 0
     scale: float = 1.0
+
+    def leading(self, outer: tuple[int, ...]) -> list[int]:
+        """Strides of the axes before the last two, in a batch of shape `outer`: 0 where the view is broadcast."""
+        missing = len(outer) - (len(self.shape) - 2)
+        own = zip(self.shape[:-2], self.strides[:-2], strict=True)
+        return [0] * missing + [0 if n == 1 else s for n, s in own]
+
+
+def joined(axes: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Axes (extent, stride, ...), without those of one element; neighbours that follow each other in every stride made one.
+
+    >>> joined([(2, 12, 0), (1, 7, 7), (3, 4, 0), (4, 1, 5)])
+    [(6, 4, 0), (4, 1, 5)]
+    """
+    found: list[tuple[int, ...]] = []
+    for n, *strides in axes:
+        if n == 1:
+            continue
+        if found and all(before == n * s for before, s in zip(found[-1][1:], strides, strict=True)):
+            found[-1] = (found[-1][0] * n, *strides)
+        else:
+            found.append((n, *strides))
+    return found
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:

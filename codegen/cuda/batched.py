@@ -7,7 +7,6 @@ pass through shared memory in a ring of stages; which way round a tile of B lies
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +42,7 @@ from spa.codegen.kernels.vector import Expr, argument, covering, function, loop,
 from spa.codegen.layer import Kernel, Layer
 from spa.codegen.target import Target
 from spa.codegen.tvm_api import tirx
-from spa.codegen.views import View, contiguous
+from spa.codegen.views import View, contiguous, joined
 
 MOST_BATCHES = 65535  # blocks along z
 LEAST = 8  # of k and n
@@ -101,7 +100,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     if not splits(layer.epilogue, n):
         return None
     arch = arch_of(target.cpu)
-    axes = _merged(list(zip(outer, _leading(a, outer), _leading(b, outer), there[:-2], strict=True)))
+    axes = joined(zip(outer, a.leading(outer), b.leading(outer), there[:-2], strict=True))
 
     def matrix(view: View, of: int, dtype: str) -> Strided:
         strides = (view.strides[-2], view.strides[-1])
@@ -157,26 +156,6 @@ def predicted(p: Batched, arch: Arch) -> float:
 def _ending(layer: Layer) -> Ending:
     types = tuple(t.dtype for t in (layer.inputs[i] for i in layer.tensors) if t is not None)
     return Ending(False, layer.epilogue, len(layer.channels), sizes_of(layer), layer.output.dtype, types)
-
-
-def _leading(view: View, outer: tuple[int, ...]) -> list[int]:
-    """Strides of the batch axes, 0 where the operand is broadcast."""
-    missing = len(outer) - (len(view.shape) - 2)
-    own = zip(view.shape[:-2], view.strides[:-2], strict=True)
-    return [0] * missing + [0 if n == 1 else s for n, s in own]
-
-
-def _merged(axes: Sequence[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """(extent, strides in A, B, Y) without axes of one element; neighbours that lie alike in all three made one."""
-    merged: list[tuple[int, int, int, int]] = []
-    for n, *strides in axes:
-        if n == 1:
-            continue
-        if merged and all(before == n * s for before, s in zip(merged[-1][1:], strides, strict=True)):
-            merged[-1] = (merged[-1][0] * n, strides[0], strides[1], strides[2])
-        else:
-            merged.append((n, strides[0], strides[1], strides[2]))
-    return merged
 
 
 def build_batched(p: Batched) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from spa.codegen.cuda.words import chosen, local
-from spa.codegen.kernels.vector import Expr, build
+from spa.codegen.kernels.vector import Expr, build, product
 from spa.codegen.kernels.window import Window
 from spa.codegen.tvm_api import tirx
 
@@ -77,3 +77,31 @@ def bounds(at: Expr, w: Window, axis: int) -> list[Any]:
     lowest = -w.pads[axis]
     highest = (w.out[axis] - 1) * w.strides[axis] + (w.kernel[axis] - 1) * w.dilations[axis] - w.pads[axis]
     return ([at >= 0] if lowest < 0 else []) + ([at < w.size[axis]] if highest >= w.size[axis] else [])
+
+
+class Seen:
+    """Sizes of pictures seen through a window, as a matrix [k, n]."""
+
+    window: Window
+    groups: int
+
+    @property
+    def channels(self) -> int:
+        """Of one group."""
+        return self.window.channels // self.groups
+
+    @property
+    def pixels(self) -> int:
+        return product(self.window.out)
+
+    @property
+    def n(self) -> int:
+        return self.window.batch * self.pixels
+
+    @property
+    def k(self) -> int:
+        return self.channels * product(self.window.kernel)
+
+    @property
+    def size(self) -> int:
+        return self.window.batch * self.window.channels * product(self.window.size)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from spa.codegen.cuda.moving import Mover, Place, Registers, Tiling, bounds, inside
+from spa.codegen.cuda.moving import Mover, Place, Registers, Seen, Tiling, bounds, inside
 from spa.codegen.cuda.windows import WindowMover, Windows
 from spa.codegen.cuda.words import NARROW, both, copy_async, named, only, unrolled
 from spa.codegen.kernels.vector import Expr, build, fits, product
@@ -56,32 +56,12 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Planes:
+class Planes(Seen):
     """Pictures [batch, groups * channels, height, width] seen through a window; k = taps * channels, of one group."""
 
     window: Window
     groups: int
     dtype: str
-
-    @property
-    def channels(self) -> int:
-        return self.window.channels // self.groups
-
-    @property
-    def pixels(self) -> int:
-        return product(self.window.out)
-
-    @property
-    def n(self) -> int:
-        return self.window.batch * self.pixels
-
-    @property
-    def k(self) -> int:
-        return self.channels * product(self.window.kernel)
-
-    @property
-    def size(self) -> int:
-        return self.window.batch * self.window.channels * product(self.window.size)
 
     @property
     def k_last(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from spa.codegen.cuda.moving import Place, Registers, Tiling, bounds, inside
+from spa.codegen.cuda.moving import Place, Registers, Seen, Tiling, bounds, inside
 from spa.codegen.cuda.words import NARROW, both, copy_async, named, only
 from spa.codegen.kernels.vector import Expr, covering, product
 from spa.codegen.kernels.window import Window
@@ -18,7 +18,7 @@ CHUNK = 8  # channels that are fetched at once
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(Seen):
     """Pictures [batch, height, width, channels], channels a multiple of 8; k = taps * channels. `groups` is 1, or of
     depthwise convolutions as many as channels."""
 
@@ -28,27 +28,6 @@ class Windows:
 
     def __post_init__(self) -> None:
         assert self.window.channels % CHUNK == 0
-
-    @property
-    def channels(self) -> int:
-        """Of one group."""
-        return self.window.channels // self.groups
-
-    @property
-    def pixels(self) -> int:
-        return product(self.window.out)
-
-    @property
-    def n(self) -> int:
-        return self.window.batch * self.pixels
-
-    @property
-    def k(self) -> int:
-        return self.channels * product(self.window.kernel)
-
-    @property
-    def size(self) -> int:
-        return self.window.batch * self.window.channels * product(self.window.size)
 
     @property
     def k_last(self) -> bool:

@@ -41,7 +41,7 @@ from spa.codegen.kernels.vector import (
 )
 from spa.codegen.layer import Kernel, Layer, Step
 from spa.codegen.target import Target
-from spa.codegen.views import View, contiguous
+from spa.codegen.views import contiguous, joined
 
 FEW_ROWS = 6  # of A, for which B is not worth copying
 FEW = 4  # products: below, threads share the rows of each
@@ -68,7 +68,7 @@ class Batched:
     """All that a kernel's code depends on. `batch`: (extent, stride in A, in B, in Y) of each axis; `row`: elements from
     one row of Y to the next; `rows`: of a tile; `way`: B is copied, or read where it lies, its rows or its columns."""
 
-    batch: tuple[tuple[int, int, int, int], ...]
+    batch: tuple[tuple[int, ...], ...]
     t: int
     k: int
     a: Operand
@@ -95,7 +95,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     there = layer.strides or contiguous((*outer, t, n))
     left = Operand(a.size, a.offset, a.strides[-2], a.strides[-1])
     right = Operand(b.size, b.offset, b.strides[-2], b.strides[-1])
-    beside = [_leading(a, outer), _leading(b, outer)]
+    beside = [a.leading(outer), b.leading(outer)]
     turned = n == 1 < t and not layer.strides and not layer.channels and splits(layer.epilogue, t)
     if turned:
         t, n, left, right, beside = 1, t, right.turned, left.turned, beside[::-1]
@@ -104,7 +104,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     rows, widest = best_tile(isa, t, n, k) if way != "dots" else (1, 1)
     columns = columns_of(isa, n, widest)
     p = Batched(
-        batch=_merged(list(zip(outer, *beside, there[:-2], strict=True))),
+        batch=tuple(joined(zip(outer, *beside, there[:-2], strict=True))),
         t=t,
         k=k,
         a=left,
@@ -136,26 +136,6 @@ def _way(isa: Isa, t: int, k: int, n: int, a: Operand, b: Operand) -> Way:
         return "direct"
     along = b.rows == 1 and a.columns == 1 and min(k, n) >= isa.lanes
     return "dots" if t <= FEW_ROWS and along else "packed"
-
-
-def _leading(view: View, outer: tuple[int, ...]) -> list[int]:
-    """Strides of the batch axes, 0 where the operand is broadcast."""
-    missing = len(outer) - (len(view.shape) - 2)
-    own = zip(view.shape[:-2], view.strides[:-2], strict=True)
-    return [0] * missing + [0 if n == 1 else s for n, s in own]
-
-
-def _merged(axes: list[tuple[int, int, int, int]]) -> tuple[tuple[int, int, int, int], ...]:
-    """Axes of one element left out, and neighbours that lie alike in all three made one."""
-    merged: list[tuple[int, int, int, int]] = []
-    for n, *strides in axes:
-        if n == 1:
-            continue
-        if merged and all(before == n * s for before, s in zip(merged[-1][1:], strides, strict=True)):
-            merged[-1] = (merged[-1][0] * n, strides[0], strides[1], strides[2])
-        else:
-            merged.append((n, strides[0], strides[1], strides[2]))
-    return tuple(merged)
 
 
 class _Writer:

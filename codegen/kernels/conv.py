@@ -44,7 +44,8 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     w = window_of(layer, weight.shape[2:])
     if w is None or (len(layer.operands) > 2 and layer.operands[2] is not None and 2 not in layer.consts):
         return None
-    isa, m = isa_of(target), weight.shape[0] // groups
+    machine, m = isa_of(target), weight.shape[0] // groups
+    isa = machine
     flat_weight = weight.reshape(groups, m, -1)
     planes = planes_of(w)
     one_row = planes.pitch == w.out[1]
@@ -64,10 +65,10 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
     dense = Choice(rows, columns, groups * rows_of_pixels * dense_cost(isa, m, length, k, depth, rows, columns))
     sparse = _sparse_choice(isa, flat_weight, length, depth, rows_of_pixels)
     density = np.count_nonzero(weight) / weight.size
-    fast = winograd.choice(weight, w, isa_of(target))
+    fast = winograd.choice(weight, w, machine)
     if fast is not None and fast[0] < min(WINOGRAD_BELOW * dense.cycles, sparse.cycles / SPARSE_BELOW):
         why = f"density {density:.2f}: direct {dense.cycles:.3g} cycles, by minimal filtering {fast[0]:.3g}"
-        return winograd.kernel(layer, w, isa_of(target), fast[1], why)
+        return winograd.kernel(layer, w, machine, fast[1], why)
     best = sparse if sparse.cycles < SPARSE_BELOW * dense.cycles else dense
     why = f"density {density:.2f}: dense {dense.cycles:.3g} cycles, sparse {sparse.rows}x1 {sparse.cycles:.3g}"
     bytes_of_weights = flat_weight[0].size * 4 if best is dense else best.entries * best.rows * 4

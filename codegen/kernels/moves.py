@@ -33,7 +33,7 @@ from spa.codegen.kernels.vector import (
 )
 from spa.codegen.layer import Kernel, Layer, Step
 from spa.codegen.target import Target
-from spa.codegen.views import contiguous
+from spa.codegen.views import contiguous, joined
 
 LINE = 16  # floats of a cache line
 SQUARE, WIDEST = 4, 8  # the smallest square worth turning, and the largest: beyond, code grows and time does not fall
@@ -68,7 +68,7 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         return None
     view = layer.views[0]
     perm = layer.attributes.get("perm") or range(len(view.shape))[::-1]
-    merged = _merged([view.shape[i] for i in perm], [view.strides[i] for i in perm])
+    merged = joined((view.shape[i], view.strides[i]) for i in perm)
     *outer, (length, stride) = merged or [(1, 1)]
     if not splits(layer.epilogue, length):
         return None
@@ -102,19 +102,6 @@ def offer(layer: Layer, target: Target) -> Kernel | None:
         key=p,
         viewed=True,
     )
-
-
-def _merged(shape: list[int], strides: list[int]) -> list[tuple[int, int]]:
-    """(extent, stride) of the axes, those of one element left out, neighbours that follow each other made one."""
-    merged: list[tuple[int, int]] = []
-    for n, s in zip(shape, strides, strict=True):
-        if n == 1:
-            continue
-        if merged and merged[-1][1] == n * s:
-            merged[-1] = (merged[-1][0] * n, s)
-        else:
-            merged.append((n, s))
-    return merged
 
 
 def build_move(p: Move) -> Any:
